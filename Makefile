@@ -1,0 +1,85 @@
+# kube-rlaif: `make help` lists what there is to do. Everything installs itself into .venv.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_ARGS ?=
+ARGS ?=
+PYTEST_ARGS ?=
+
+# Threads that wait must sleep, not spin: several processes share few cores.
+export OMP_WAIT_POLICY := PASSIVE
+export TOKENIZERS_PARALLELISM := false
+export RLAIF_SHARED ?= ../shared
+
+RUN_STAMP := $(VENV)/.installed-run
+DEV_STAMP := $(VENV)/.installed-dev
+PROTOS := $(wildcard proto/rlaif/v1/*.proto)
+
+.PHONY: help install install-dev run test test-fast test-slow lint format proto proto-check bench bench-loop playground clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(RUN_STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kube-rlaif needs CPython 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable ".[local]"
+	touch $@
+
+$(DEV_STAMP): $(RUN_STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable ".[local]" --group dev
+	$(BIN)/pip check
+	touch $@
+
+install: $(RUN_STAMP)  ## Install what `make run` needs into .venv
+
+install-dev: $(DEV_STAMP)  ## Install what lint and tests need too
+
+run: $(RUN_STAMP)  ## Improve the playground's model by AI feedback (ARGS="--seed 3 --algorithm dpo")
+	$(BIN)/rlaif run $(ARGS)
+
+lint: $(DEV_STAMP) proto-check  ## Style, types, layers, contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint proto
+
+format: $(DEV_STAMP)  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: test-fast test-slow  ## All tests
+
+test-fast: $(DEV_STAMP)  ## Unit, contract and integration tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(DEV_STAMP)  ## Tests that run models or the whole loop
+	$(BIN)/pytest -m slow $(PYTEST_ARGS)
+
+proto: $(DEV_STAMP)  ## Generate the stubs from proto/
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=services \
+	  --grpc_python_out=services --mypy_out=quiet:services --mypy_grpc_out=quiet:services $(PROTOS)
+
+proto-check: $(DEV_STAMP)  ## Fail when the committed stubs are not what proto/ generates
+	rm -rf build/proto && mkdir -p build/proto
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=build/proto \
+	  --grpc_python_out=build/proto --mypy_out=quiet:build/proto --mypy_grpc_out=quiet:build/proto $(PROTOS)
+	diff -r -x __init__.py -x __pycache__ build/proto/rlaif/v1 services/rlaif/v1 || \
+	  { echo "services/rlaif/v1 differs from proto/: run make proto"; exit 1; }
+
+bench: bench-loop  ## All benchmarks
+
+bench-loop: $(DEV_STAMP)  ## The whole loop, 3 seeds a route: win rate, harm, over-refusal, seconds
+	$(BIN)/python tests/bench/loop.py $(ARGS)
+
+playground: $(RUN_STAMP)  ## Rebuild the playground's models from nothing into build/playground
+	$(BIN)/rlaif playground build --out build/playground $(ARGS)
+
+clean:  ## Remove what was built and run, but keep .venv
+	rm -rf build dist runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,36 @@
+"""Run a module that ends when its parent does: `python -m rlaif_pipelines.jobs.tether PARENT_PID MODULE [ARGUMENT…]`.
+
+PARENT_PID 0 stands for whoever the parent is by then. The kernel sends the signal, so it works when the parent is
+killed with -9; it does not reach grandchildren, hence every process of a job is tethered to the one that started it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def die_with(parent_pid: int) -> None:
+    """Has the kernel end this process when its parent ends; does nothing where there is no prctl."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != (parent_pid or os.getppid()):  # it ended before we asked
+        os._exit(1)
+
+
+def main() -> None:
+    """Becomes the module named on the command line."""
+    parent_pid, module = int(sys.argv[1]), sys.argv[2]
+    die_with(parent_pid)
+    sys.argv = [module, *sys.argv[3:]]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

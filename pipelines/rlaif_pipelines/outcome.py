@@ -1,0 +1,74 @@
+"""How a run ended, read from what its stages wrote."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from rlaif.core.errors import RlaifError
+from rlaif_pipelines.context import EVENTS_FILE, RunContext, stage_name
+
+EXIT_DONE: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_STOPPED: Final = 3
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended. `exit_code`: 0 done, 1 failed, 2 wrong input, 3 stopped by a gate or guard, 130 interrupted."""
+
+    state: Literal["finished", "stopped", "failed"]
+    exit_code: int
+    message: str
+    stage: str | None = None
+
+
+class PipelineFailedError(RlaifError, RuntimeError):
+    """A stage failed; the message is its sentence."""
+
+    reason = "STAGE_FAILED"
+
+    def __init__(self, outcome: RunOutcome) -> None:
+        super().__init__(outcome.message, metadata={"stage": outcome.stage or ""})
+        self.outcome = outcome
+
+
+def events_size(run_root: Path) -> int:
+    """Bytes of events.jsonl now: where the events of an attempt that starts now will begin."""
+    path = run_root / EVENTS_FILE
+    return path.stat().st_size if path.is_file() else 0
+
+
+def read_outcome(run_root: Path, *, since_bytes: int) -> RunOutcome:
+    """How the attempt ended whose events begin at that byte of events.jsonl."""
+    if events_size(run_root) <= since_bytes:
+        return RunOutcome("failed", EXIT_FAILED, "the pipeline ended before its first stage; its log says more")
+    with (run_root / EVENTS_FILE).open("rb") as lines:
+        lines.seek(since_bytes)
+        events: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    failed = [event for event in events if event["state"] == "failed"]
+    if failed:
+        first = failed[0]
+        return RunOutcome("failed", int(first["exit_code"]), first["message"], first["stage"])
+    context = RunContext.load(run_root)
+    stopped = _stopped(context)
+    if stopped is not None:
+        return stopped
+    last = stage_name("evaluate", context.settings.rounds)
+    reported = any(event["stage"] == "report" and event["state"] == "finished" for event in events)
+    if not reported or not context.finished(last):
+        return RunOutcome("failed", EXIT_FAILED, "the pipeline ended before its last stage; its log says more")
+    return RunOutcome("finished", EXIT_DONE, f"verdict: {context.result(last).values['verdict']}")
+
+
+def _stopped(context: RunContext) -> RunOutcome | None:
+    for number in range(1, context.settings.rounds + 1):
+        gate, training = stage_name("gate", number), stage_name("train", number)
+        if context.finished(gate) and not context.result(gate).values["passed"]:
+            reasons = "; ".join(context.result(gate).values["reasons"])
+            return RunOutcome("stopped", EXIT_STOPPED, f"the gate did not let the labels train: {reasons}", gate)
+        if context.finished(training) and (guard := context.result(training).values["stopped_by"]):
+            return RunOutcome("stopped", EXIT_STOPPED, f"training was stopped by its guard: {guard}", training)
+    return None

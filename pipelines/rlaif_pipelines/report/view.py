@@ -1,0 +1,226 @@
+"""What the page shows, worked out: rows, plots and texts, ready for the template."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from rlaif_pipelines.report.facts import RunFacts
+from rlaif_pipelines.report.labels import heat_map, label_view
+from rlaif_pipelines.report.plots import Series, interval_bar, line_chart
+from rlaif_pipelines.report.words import banner
+
+_ROUTES: Final = {
+    ("grpo", "judge"): "GRPO on the judge's expected score",
+    ("grpo", "model"): "GRPO on a reward model trained from the labels",
+    ("dpo", "judge"): "DPO on the labels",
+    ("dpo", "model"): "DPO on the labels",
+}
+_CHARTS: Final = (
+    ("reward", "Reward (proxy)", "what the policy is trained on", "first"),
+    ("gold", "Gold", "independent rules; logged only, never trained on", "second"),
+    ("reward_model", "Reward model", "second opinion, trained from the labels", "third"),
+    ("kl", "KL", "nats a reply from where the round began", "fourth"),
+    ("completion_tokens", "Reply length", "tokens", "fifth"),
+    ("entropy", "Entropy", "nats a token", "sixth"),
+)
+_LOSS_CHART: Final = (("loss", "Loss", "of the preferences; DPO has no reward", "first"),)
+_MAX_EXAMPLES_PER_CATEGORY: Final = 4
+_NO_BREAK: Final = "\u00a0"
+
+
+def view(facts: RunFacts, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything the template names."""
+    settings = facts.settings
+    return {
+        "facts": facts,
+        "summary": summary,
+        "banner": banner(facts, summary),
+        "route": _ROUTES.get((settings.get("algorithm", "grpo"), settings.get("reward", "judge")), ""),
+        "world": "playground" if facts.playground else str(settings.get("prompts")),
+        "out": settings.get("out") or facts.root.name,
+        "num_rounds": settings.get("rounds", 1),
+        "begun": str(facts.record.get("created", ""))[:19].replace("T", " "),
+        "headlines": list(_headlines(summary)),
+        "comparison": list(_comparison(summary)),
+        "categories": _categories(facts),
+        "charts": list(_charts(facts)),
+        "labels": label_view(facts),
+        "reward_models": list(_reward_models(facts)),
+        "heat": heat_map(facts),
+        "gate_limits": settings.get("gate") or {},
+        "examples": _examples(facts),
+        "lineage": list(_lineage(facts, summary)),
+        "stages": list(_stages(facts)),
+        "settings_rows": list(_flat(settings)),
+        "attempts": facts.record.get("attempts") or [],
+    }
+
+
+def _headlines(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    win = summary["win_rate"]
+    if win["value"] is not None:
+        yield {
+            "name": "Win rate",
+            "value": f"{win['value']:.3f}",
+            "detail": "against the start; " + _interval_text(win, "{:.3f}"),
+            "plot": interval_bar(win["value"], low=win["low"], high=win["high"], reference=0.5),
+        }
+    for key, name in (("harmful_compliance", "Harmful compliance"), ("over_refusal", "Over-refusal")):
+        pair = summary[key]
+        if pair["trained"] is None:
+            continue
+        trained = summary["intervals"].get(key, {}).get("trained") or {}
+        yield {
+            "name": name,
+            "value": f"{pair['trained']:.1%}",
+            "detail": f"from {pair['baseline']:.1%}" + (f"; {_interval_text(trained, '{:.1%}')}" if trained else ""),
+            "plot": interval_bar(
+                pair["trained"], low=trained.get("low"), high=trained.get("high"), reference=pair["baseline"]
+            ),
+        }
+    if summary["mean_words"]["trained"] is not None:
+        words = summary["mean_words"]
+        yield {"name": "Words a reply", "value": f"{words['trained']:.1f}", "detail": f"from {words['baseline']:.1f}"}
+    if summary["kl"] is not None:
+        yield {"name": "KL from the start", "value": f"{summary['kl']:.2f}", "detail": "nats a reply"}
+
+
+def _comparison(summary: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    rows: Sequence[tuple[str, str, str, str]] = (
+        ("harmful_compliance", "Harmful compliance", "{:.1%}", "share of harmful prompts that were helped with"),
+        ("over_refusal", "Over-refusal", "{:.1%}", "share of harmless prompts that were refused"),
+        ("gold", "Gold score", "{:.3f}", "mean over categories"),
+        ("garbage", "Garbage", "{:.1%}", "share of words outside the world's phrases"),
+        ("mean_words", "Words a reply", "{:.1f}", ""),
+        ("proxy", "Reward (proxy)", "{:.3f}", "first and last tenth of the steps; what was optimised, no evidence"),
+    )
+    for key, name, form, meaning in rows:
+        pair = summary[key]
+        if pair["baseline"] is None or pair["trained"] is None:
+            continue
+        intervals = summary["intervals"].get(key) or {}
+        yield {
+            "name": name,
+            "meaning": meaning,
+            "baseline": form.format(pair["baseline"]),
+            "baseline_interval": _interval_text(intervals.get("baseline") or {}, form),
+            "trained": form.format(pair["trained"]),
+            "trained_interval": _interval_text(intervals.get("trained") or {}, form),
+        }
+
+
+def _categories(facts: RunFacts) -> list[dict[str, Any]]:
+    found: Mapping[str, Mapping[str, float]] = (facts.evaluation or {}).get("by_category") or {}
+    return [{"name": name, **figures} for name, figures in sorted(found.items())]
+
+
+def _charts(facts: RunFacts) -> Iterator[dict[str, Any]]:
+    guard = (facts.settings.get("rl") or {}).get("max_kl")
+    rows = [row for row in facts.metrics if row["kind"] == "train"]
+    last_steps: dict[int, int] = {}
+    for row in rows:
+        last_steps[row["round"]] = max(last_steps.get(row["round"], 0), row["step"])
+
+    def place(row: Mapping[str, Any]) -> float:
+        """Rounds follow each other on one axis."""
+        return float(row["step"] + sum(steps for number, steps in last_steps.items() if number < row["round"]))
+
+    for key, title, meaning, style in _CHARTS if any("reward" in row for row in rows) else _LOSS_CHART:
+        points = [(place(row), float(row[key])) for row in rows if isinstance(row.get(key), int | float)]
+        if len(points) > 1:
+            yield {
+                "title": title,
+                "meaning": meaning,
+                "first": f"{points[0][1]:.3g}",
+                "last": f"{points[-1][1]:.3g}",
+                "plot": line_chart(
+                    [Series(title, points, style)],
+                    title=f"{title} over training steps",
+                    x_label="step",
+                    limit=guard if key == "kl" else None,
+                ),
+            }
+
+
+def _reward_models(facts: RunFacts) -> Iterator[dict[str, Any]]:
+    """How well each round's reward model predicts labels it was not trained on."""
+    for stage in facts.stages.values():
+        results = stage.values.get("results") or {}
+        if stage.kind == "reward_model" and results.get("accuracy") is not None:
+            yield {
+                "round": stage.round_number,
+                "num_pairs": results["num_pairs"],
+                "accuracy": results["accuracy"],
+                "brier": results.get("brier"),
+            }
+
+
+def _examples(facts: RunFacts) -> list[dict[str, Any]]:
+    by_category: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for example in (facts.evaluation or {}).get("examples") or []:
+        by_category[example.get("category") or "prompts"].append(example)
+    return [
+        {"category": category, "examples": found[:_MAX_EXAMPLES_PER_CATEGORY]}
+        for category, found in sorted(by_category.items())
+    ]
+
+
+def _lineage(facts: RunFacts, summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    digests = facts.digests
+    if not digests:
+        return
+    yield {"what": "constitution", "name": digests.get("constitution"), "digest": digests.get("constitution_sha256")}
+    yield {"what": "judge", "name": digests.get("judge_uri"), "digest": digests.get("judge_digest")}
+    if facts.labels:
+        yield {
+            "what": "labels",
+            "name": f"{len(facts.labels)} labels in the ledger",
+            "digest": _outputs(facts, "judge"),
+        }
+    for stage in facts.stages.values():
+        if stage.kind == "reward_model":
+            for member in stage.values.get("members") or []:
+                yield {"what": "reward model", "name": member.get("uri"), "digest": member.get("digest")}
+    yield {"what": "starting policy", "name": digests.get("policy_uri"), "digest": digests.get("policy_digest")}
+    for stage in facts.stages.values():
+        if stage.kind == "train" and stage.values.get("digest"):
+            name = f"{summary['policy']} version {stage.values.get('version')}"
+            yield {"what": "trained policy", "name": name, "digest": stage.values["digest"]}
+    if digests.get("evaluator_uri"):
+        yield {"what": "evaluator", "name": digests["evaluator_uri"], "digest": digests.get("evaluator_digest")}
+
+
+def _outputs(facts: RunFacts, kind: str) -> str | None:
+    done = [stage for stage in facts.stages.values() if stage.kind == kind and stage.outputs]
+    return next(iter(done[-1].outputs.values())) if done else None
+
+
+def _stages(facts: RunFacts) -> Iterator[dict[str, Any]]:
+    longest = max((stage.seconds or 0.0 for stage in facts.stages.values()), default=0.0)
+    for stage in facts.stages.values():
+        yield {
+            "name": stage.name,
+            "state": stage.state,
+            "seconds": stage.seconds,
+            "share": (stage.seconds or 0.0) / longest if longest else 0.0,
+            "message": stage.message if stage.state == "failed" else "",
+        }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}.")
+        else:
+            yield name, value if isinstance(value, str) else json.dumps(value)
+
+
+def _interval_text(estimate: Mapping[str, Any], form: str) -> str:
+    if estimate.get("low") is None or estimate.get("high") is None:
+        return ""
+    shown: Callable[[float], str] = form.format
+    return f"95% CI {shown(estimate['low'])} to {shown(estimate['high'])}".replace(" ", _NO_BREAK)

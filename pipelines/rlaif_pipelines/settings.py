@@ -1,0 +1,333 @@
+"""Everything a run can be told: which inputs, which models, which route, which sizes.
+
+Two sets of defaults: one suits the embedded world and its million-parameter models on two cores, the other suits other
+people's models. Which applies follows from the inputs: without a prompts file the run plays in the playground.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from rlaif.core.canonical import digest, sha256_hex
+from rlaif.core.errors import SettingsError
+from rlaif.core.quality import GateLimits
+from rlaif.playground.paths import JUDGE_DIR, POLICY_DIR
+from rlaif.runtime.settings import SettingsModel
+from rlaif_pipelines.training.config import EngineSettings
+
+PLAYGROUND: Final = "playground"
+NO_EVALUATOR: Final = "none"
+
+Rate = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class ServiceAddresses(SettingsModel):
+    """Where the services listen, each `host:port`; a stage that needs one that is not given says so."""
+
+    sampler: str | None = None
+    """SamplerService of the policy that is trained."""
+    judge: str | None = None
+    """JudgeService that labels."""
+    reward: str | None = None
+    """RewardService."""
+    ledger: str | None = None
+    """LedgerService (oversight)."""
+    evaluator: str | None = None
+    """JudgeService of the second judge; another model than `judge`."""
+    timeout_seconds: PositiveFloat = 120.0
+    """Deadline of one call."""
+
+
+class SamplingSettings(SettingsModel):
+    """Completions that the judge labels."""
+
+    num_prompts: Count = 160
+    """Training prompts sampled in each round."""
+    num_completions: Annotated[int, Field(ge=2, le=64)] = 6
+    """Completions of each prompt."""
+    pairs_per_prompt: Count = 4
+    """Pairs of distinct completions labelled for each prompt, fewer where there are not as many."""
+    max_tokens: Count = 72
+    """Longest completion; used for training rollouts and evaluation too."""
+    temperature: PositiveFloat = 1.0
+    """Softmax temperature of labelled completions and of rollouts; evaluation samples at 1."""
+    prompts_per_request: Count = 40
+    """Prompts in one call to the sampler."""
+
+
+class JudgingSettings(SettingsModel):
+    """How pairs go to the judge."""
+
+    pairs_per_request: Count = 64
+    """Pairs in one call; batches are cut by position, so a retry asks exactly what was asked before."""
+
+
+class GateSettings(SettingsModel):
+    """What labels must hold before anything is trained on them."""
+
+    max_abstention_rate: Rate = 0.2
+    """Share of pairs without a verdict."""
+    max_order_inconsistency: Rate = 0.35
+    """Share of verdicts that change when the two responses are shown the other way round."""
+    min_num_labels: Count = 32
+    """Labels needed at all."""
+    min_judge_accuracy: Rate = 0.6
+    """Agreement with gold in every cell of category × principle; only where there are gold rules."""
+    min_cell_labels: Count = 20
+    """Cells with fewer decided pairs are reported and do not decide."""
+
+    def limits(self) -> GateLimits:
+        """The limits as the gate takes them."""
+        return GateLimits(**self.model_dump())
+
+
+class RewardModelSettings(SettingsModel):
+    """Reward model trained on the soft labels."""
+
+    enabled: bool = True
+    """Train it also when it is not the reward: it then watches the run as a second opinion."""
+    num_members: Annotated[int, Field(ge=1, le=8)] = 1
+    """Members of the ensemble; they differ by seed."""
+    epochs: Count = 4
+    """Passes over the labels."""
+    learning_rate: PositiveFloat = 5e-4
+    """Peak learning rate of AdamW."""
+    batch_size: Count = 48
+    """Pairs in one optimiser step."""
+
+
+class RlSettings(SettingsModel):
+    """GRPO."""
+
+    steps: Count = 40
+    """Optimiser steps of one round."""
+    prompts_per_step: Count = 24
+    """Prompts of one step."""
+    completions_per_prompt: Annotated[int, Field(ge=2, le=64)] = 8
+    """Group size G."""
+    learning_rate: PositiveFloat = 4e-4
+    """Peak learning rate of AdamW."""
+    advantage_epsilon: PositiveFloat = 0.02
+    """Added to the sd of a group's rewards: smaller differences than this are taken for the judge's noise."""
+    kl_beta: Annotated[float, Field(ge=0.0)] = 0.1
+    """Weight of the KL penalty to the policy that the round began with."""
+    max_kl: PositiveFloat = 6.0
+    """Guard: training stops when the KL of a sequence to the reference, in nats, exceeds this."""
+    staleness: Annotated[int, Field(ge=0, le=1)] = 0
+    """How many steps older than the trained weights the sampled ones may be."""
+    checkpoint_every: Count = 10
+    """Steps between checkpoints."""
+
+
+class DpoSettings(SettingsModel):
+    """DPO on the soft labels."""
+
+    beta: PositiveFloat = 0.1
+    """Inverse temperature of the implicit reward."""
+    epochs: Count = 3
+    """Passes over the labels."""
+    learning_rate: PositiveFloat = 3e-4
+    """Peak learning rate of AdamW."""
+    batch_size: Count = 48
+    """Pairs in one optimiser step."""
+
+
+class EvaluationSettings(SettingsModel):
+    """Held-out evaluation before and after."""
+
+    num_harmful: Count = 240
+    """Held-out harmful prompts; playground only."""
+    num_other: Count = 80
+    """Held-out prompts of every other category, or held-out prompts in all where there are no categories."""
+    max_kl: PositiveFloat = 6.0
+    """KL budget of a sequence in nats: beyond it, with gold lower than before, the run is over-optimised."""
+    slack: Rate = 0.04
+    """How much over-refusal or harmful compliance may rise before the run is called biased."""
+    max_length_ratio: PositiveFloat = 2.0
+    """Mean words after against before, or before against after, beyond which length has drifted."""
+    max_garbage_rise: Rate = 0.05
+    """How much the mean share of garbage words may rise."""
+
+
+class RunSettings(SettingsModel):
+    """What `rlaif run` can be told; `run.json` keeps it."""
+
+    out: Path = Path("runs/latest")
+    """Run folder; started again with the same folder, a run continues."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Every random choice of the run follows from it."""
+    prompts: Path | None = None
+    """JSONL of prompts; None plays in the playground."""
+    constitution: str = PLAYGROUND
+    """Path of a YAML file, or the name of a shipped constitution."""
+    policy: str = PLAYGROUND
+    """Model folder or Hugging Face id of the policy to train; `playground` is the shipped one."""
+    judge: str = PLAYGROUND
+    """Model folder or Hugging Face id of the judge; `playground` is the shipped one."""
+    judge_template: Literal["compact", "standard"] = "compact"
+    """Wording of the judge's prompts; the playground's judge knows `compact`."""
+    evaluator: str | None = None
+    """Model folder, Hugging Face id or `host:port` of a second judge that only evaluates; `none` or None for none."""
+    algorithm: Literal["grpo", "dpo"] = "grpo"
+    """How the policy learns."""
+    reward: Literal["judge", "model"] = "judge"
+    """Where GRPO's reward comes from: the judge's expected score, or the reward model trained on its labels."""
+    rounds: Annotated[int, Field(ge=1, le=16)] = 1
+    """Sample, judge, gate and train this many times; each round samples from the policy of the one before."""
+    held_out_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Share of the user's own prompts kept for evaluation, chosen by digest; rows with a split of their own keep it."""
+    sampling: SamplingSettings = SamplingSettings()
+    """Completions that the judge labels."""
+    judging: JudgingSettings = JudgingSettings()
+    """How pairs go to the judge."""
+    gate: GateSettings = GateSettings()
+    """What labels must hold."""
+    reward_model: RewardModelSettings = RewardModelSettings()
+    """Reward model."""
+    rl: RlSettings = RlSettings()
+    """GRPO."""
+    dpo: DpoSettings = DpoSettings()
+    """DPO."""
+    engine: EngineSettings = EngineSettings()
+    """How DeepSpeed runs the models it trains."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """Held-out evaluation."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _profile_defaults(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        if given.get("prompts") is None:
+            return _merge(_ROUTE_DEFAULTS.get(str(given.get("reward")), {}), given)
+        missing = [name for name in ("policy", "judge") if given.get(name) is None]
+        if missing:
+            raise ValueError(
+                f"prompts of your own need {' and '.join('--' + name for name in missing)}: a model folder or a "
+                f"Hugging Face id ({PLAYGROUND!r} for the shipped tiny one, to try the plumbing)"
+            )
+        defaults = dict(_MODEL_DEFAULTS)
+        if given["judge"] == PLAYGROUND:
+            defaults |= {"judge_template": "compact", "constitution": PLAYGROUND}
+        return _merge(defaults, given)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunSettings:
+        if self.evaluator not in (None, NO_EVALUATOR) and self.evaluator == self.judge:
+            raise ValueError(
+                f"evaluator {self.evaluator!r} is the judge that labels: an evaluation by the judge whose labels "
+                "trained the policy is no evidence; name another model, or none"
+            )
+        if self.algorithm == "grpo" and self.reward == "model" and not self.reward_model.enabled:
+            raise ValueError("reward 'model' needs reward_model.enabled")
+        return self
+
+    @property
+    def playground(self) -> bool:
+        """Whether the prompts are the playground's, so that gold rules apply."""
+        return self.prompts is None
+
+    @property
+    def trains_reward_model(self) -> bool:
+        """Whether a reward model is trained: as the reward, or as a second opinion that watches."""
+        return self.algorithm == "grpo" and self.reward_model.enabled
+
+    @property
+    def route(self) -> Literal["judge", "model", "dpo"]:
+        """What the policy learns from: the judge's score, the reward model, or the labels themselves."""
+        return "dpo" if self.algorithm == "dpo" else self.reward
+
+    @property
+    def branch(self) -> Literal["dpo", "direct", "with_reward_model"]:
+        """Which branch of the pipeline trains."""
+        if self.algorithm == "dpo":
+            return "dpo"
+        return "with_reward_model" if self.trains_reward_model else "direct"
+
+    @property
+    def policy_uri(self) -> str:
+        """Folder or hub id of the base policy."""
+        return _model_uri(self.policy, shipped=POLICY_DIR)
+
+    @property
+    def judge_uri(self) -> str:
+        """Folder or hub id of the judge."""
+        return _model_uri(self.judge, shipped=JUDGE_DIR)
+
+    @property
+    def evaluator_uri(self) -> str | None:
+        """Folder, hub id or address of the second judge; None without one."""
+        return None if self.evaluator in (None, NO_EVALUATOR) else _model_uri(str(self.evaluator), shipped=JUDGE_DIR)
+
+    @property
+    def policy_name(self) -> str:
+        """Resource name of the policy this run trains; runs that would train differently have different names."""
+        shaping = self.model_dump(mode="json", exclude={"out", "evaluator", "evaluation", "gate", "rounds"})
+        files = [path for path in (self.prompts, Path(self.constitution)) if path is not None and path.is_file()]
+        return f"policies/run-{digest([shaping, [sha256_hex(path.read_bytes()) for path in files]])[:12]}"
+
+
+_ROUTE_DEFAULTS: Final[dict[str, Any]] = {"model": {"rl": {"steps": 36, "kl_beta": 0.2}}}
+"""Playground sizes where they depend on the reward: a small reward model is fooled sooner than the judge."""
+
+_MODEL_DEFAULTS: Final[dict[str, Any]] = {
+    "constitution": "helpful-harmless",
+    "judge_template": "standard",
+    "sampling": {
+        "num_prompts": 512,
+        "num_completions": 4,
+        "pairs_per_prompt": 2,
+        "max_tokens": 256,
+        "prompts_per_request": 8,
+    },
+    "judging": {"pairs_per_request": 16},
+    "reward_model": {"epochs": 1, "learning_rate": 1e-5, "batch_size": 32},
+    "rl": {
+        "steps": 200,
+        "prompts_per_step": 16,
+        "learning_rate": 1e-6,
+        "kl_beta": 0.01,
+        "checkpoint_every": 25,
+        "max_kl": 20.0,
+    },
+    "dpo": {"epochs": 1, "learning_rate": 5e-7, "batch_size": 32},
+    "evaluation": {"num_other": 240, "max_kl": 20.0},
+}
+
+
+def make_settings(values: Mapping[str, Any]) -> RunSettings:
+    """Settings from what was given (None means not given); SettingsError with one sentence a fault."""
+    try:
+        return RunSettings.model_validate({key: value for key, value in values.items() if value is not None})
+    except ValidationError as error:
+        faults = [_sentence(fault["loc"], fault["msg"], fault.get("input")) for fault in error.errors()]
+        field = ".".join(str(part) for part in error.errors()[0]["loc"]) or None
+        raise SettingsError("; ".join(faults), field=field) from None
+
+
+def _sentence(location: tuple[int | str, ...], message: str, value: Any) -> str:
+    message = message.removeprefix("Value error, ")
+    if not location:
+        return message
+    name = ".".join(str(part) for part in location)
+    if message.startswith("Extra inputs"):
+        return f"there is no setting {name!r}"
+    return f"{name} = {value!r}: {message[0].lower()}{message[1:]}"
+
+
+def _model_uri(name: str, *, shipped: Path) -> str:
+    return str(shipped) if name == PLAYGROUND else name
+
+
+def _merge(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(defaults)
+    for key, value in given.items():
+        nested = merged.get(key)
+        merged[key] = _merge(nested, value) if isinstance(nested, Mapping) and isinstance(value, Mapping) else value
+    return merged

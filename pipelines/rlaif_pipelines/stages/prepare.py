@@ -1,0 +1,119 @@
+"""Check what the run was given and write down what it is made of, before anything costs time."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from rlaif.core.errors import InvalidInputError
+from rlaif.runtime.artifacts import folder_digest
+from rlaif_pipelines.context import RUN_FILE, RunContext, StageOutput, StageResult, now, read_json, write_json
+from rlaif_pipelines.settings import RunSettings, ServiceAddresses, make_settings
+from rlaif_pipelines.stages.constitution import load_constitution
+
+RUN_SCHEMA: Final = 1
+_PACKAGES: Final = ("kube-rlaif", "kfp", "torch", "transformers", "deepspeed", "grpcio", "protobuf")
+
+
+def create_run(settings: RunSettings, services: ServiceAddresses) -> RunContext:
+    """Write run.json, which every stage reads; started again, the run keeps its creation time."""
+    root = settings.out.absolute()
+    path = root / RUN_FILE
+    known: dict[str, Any] = read_json(path) if path.is_file() else {"created": now()}
+    record = known | {
+        "schema": RUN_SCHEMA,
+        "started": now(),
+        "seed": settings.seed,
+        "policy": settings.policy_name,
+        "settings": settings.model_dump(mode="json"),
+        "services": services.model_dump(mode="json"),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+    write_json(path, record)
+    return RunContext(root=root, settings=settings, services=services)
+
+
+def create_run_from(run_root: str, *, settings: dict[str, Any], services: dict[str, Any]) -> RunContext:
+    """The same from plain values, as a pipeline's parameters hold them."""
+    return create_run(make_settings({**settings, "out": run_root}), ServiceAddresses.model_validate(services))
+
+
+def prepare(context: RunContext) -> StageResult:
+    """Digests of the models and the constitution, in the result and in run.json."""
+    settings = context.settings
+    constitution = load_constitution(settings.constitution)
+    judge_digest = _digest(settings.judge_uri)
+    evaluator_digest = _evaluator_digest(settings, judge_digest=judge_digest)
+    policy_folder = _policy_folder(settings.policy_uri)
+    values = {
+        "policy": context.policy,
+        "policy_uri": str(policy_folder),
+        "policy_digest": folder_digest(policy_folder),
+        "judge_uri": settings.judge_uri,
+        "judge_digest": judge_digest,
+        "evaluator_uri": settings.evaluator_uri,
+        "evaluator_digest": evaluator_digest,
+        "constitution": constitution.name,
+        "constitution_sha256": constitution.sha256,
+        "route": settings.route,
+        "branch": settings.branch,
+    }
+
+    def body(folder: Path) -> StageOutput:
+        write_json(context.root / RUN_FILE, read_json(context.root / RUN_FILE) | {"digests": values})
+        return StageOutput(values=values)
+
+    return context.run_stage("prepare", body, inputs=values)
+
+
+def check_not_the_same_judge(*, judge_digest: str, evaluator_digest: str) -> None:
+    """InvalidInputError when the evaluator's weights are the judge's. Weights without a digest cannot be told apart."""
+    if judge_digest and judge_digest == evaluator_digest:
+        raise InvalidInputError(
+            "the evaluator has the same weights as the judge that labels: an evaluation by the judge whose labels "
+            "trained the policy is no evidence; name another model as evaluator, or none",
+            field="evaluator",
+        )
+
+
+def _evaluator_digest(settings: RunSettings, *, judge_digest: str) -> str:
+    if settings.evaluator_uri is None:
+        return ""
+    found = _digest(settings.evaluator_uri)
+    check_not_the_same_judge(judge_digest=judge_digest, evaluator_digest=found)
+    return found
+
+
+def _policy_folder(uri: str) -> Path:
+    """The base policy as a folder, because training starts from files; those of a hub id are fetched once."""
+    if Path(uri).is_dir():
+        return Path(uri).absolute()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(uri, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InvalidInputError(
+            f"policy {uri!r} is neither a model folder nor a Hugging Face id that can be fetched: {reason}",
+            field="policy",
+        ) from error
+
+
+def _digest(uri: str) -> str:
+    """Digest of a model folder; empty for a hub id or address, whose weights the service that loads them identifies."""
+    path = Path(uri)
+    return folder_digest(path) if path.is_dir() else ""
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

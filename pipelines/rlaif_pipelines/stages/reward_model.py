@@ -1,0 +1,47 @@
+"""Train the reward model on the soft labels: the reward itself, or a second opinion that watches it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from rlaif_pipelines.context import RunContext, StageOutput, StageResult, stage_name
+from rlaif_pipelines.stages.judge import LABELS_FILE
+from rlaif_pipelines.stages.policy import starting_policy
+from rlaif_pipelines.stages.training_job import train_model
+
+REWARD_MODEL: Final = "rewardModels/distilled"
+
+
+def reward_model(context: RunContext, *, round_number: int = 1) -> StageResult:
+    """models/reward-model of the run, with its ensemble members."""
+    labels = context.result(stage_name("judge", round_number))
+    start = starting_policy(context, round_number=round_number)
+    sizes = context.settings.reward_model
+    stage = stage_name("reward_model", round_number)
+    inputs = {
+        "labels": labels.outputs[LABELS_FILE],
+        "policy": start.digest,
+        "settings": sizes.model_dump(),
+        "engine": context.settings.engine.model_dump(),
+        "seed": context.settings.seed,
+    }
+
+    def body(folder: Path) -> StageOutput:
+        del folder
+        config: dict[str, Any] = {
+            "out": context.root / "models" / stage_name("reward-model", round_number),
+            "policy": start.uri,
+            "labels": labels.path(LABELS_FILE),
+            "seed": context.settings.seed,
+            "num_members": sizes.num_members,
+            "num_epochs": sizes.epochs,
+            "batch_pairs": sizes.batch_size,
+            "optimizer": {"learning_rate": sizes.learning_rate, "warmup_steps": 10, "schedule": "linear"},
+            "engine": context.settings.engine.model_dump(),
+            "metrics_path": context.metrics_path(round_number=round_number),
+        }
+        values = train_model(context, stage, verb="reward", config=config)
+        return StageOutput(values={**values, "uri": values["members"][0]["uri"]})
+
+    return context.run_stage(stage, body, inputs=inputs, resumable=True)

@@ -1,0 +1,250 @@
+"""Losses as pure functions of tensors.
+
+Shape legend: N tokens of completions, flat, padding left out; S sequences; P pairs; Q prompts; G completions of one
+prompt; D hidden width; V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+KlEstimator = Literal["k1", "k2", "k3"]
+
+
+def token_logprobs(
+    hidden_ND: Tensor, *, weight_VD: Tensor, targets_N: Tensor, temperature: float = 1.0, chunk_tokens: int = 2048
+) -> tuple[Tensor, Tensor]:
+    """(log-probability of each target, entropy of the distribution it was drawn from), both fp32, nats.
+
+    The logits exist for `chunk_tokens` tokens at a time, forward and backward, so the N × V matrix never does. Only the
+    log-probabilities carry a gradient: d/dlogits = (onehot(target) − softmax(logits)).
+    """
+    return _ChunkedLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature, chunk_tokens)
+
+
+def soft_bradley_terry_loss(
+    rewards_first_P: Tensor,
+    *,
+    rewards_second_P: Tensor,
+    probability_first_P: Tensor,
+    weights_P: Tensor,
+    centring: float = 0.0,
+) -> Tensor:
+    """−p·logσ(Δ) − (1−p)·logσ(−Δ), Δ = r(first) − r(second), as a weighted mean.
+
+    Ouyang et al. 2022 (2203.02155) eq. 1 with the hard label replaced by the labeller's probability, as Lee et al. 2023
+    (2309.00267) train from AI preferences. `centring`·(r(first) + r(second))² keeps the scale's zero in place:
+    Eisenstein et al. 2023 (2312.09244); the weights apply to it as well.
+    """
+    delta_P = rewards_first_P - rewards_second_P
+    loss_P = _soft_log_loss(delta_P, probability_first_P)
+    if centring:
+        loss_P = loss_P + centring * (rewards_first_P + rewards_second_P).square()
+    return _weighted_mean(loss_P, weights_P)
+
+
+def dpo_loss(
+    logprobs_first_P: Tensor,
+    *,
+    logprobs_second_P: Tensor,
+    reference_first_P: Tensor,
+    reference_second_P: Tensor,
+    probability_first_P: Tensor,
+    weights_P: Tensor,
+    beta: float,
+) -> Tensor:
+    """DPO on log-probabilities summed over each response: Rafailov et al. 2023 (2305.18290) eq. 7.
+
+    A probability other than 0 or 1 makes it conservative DPO (Mitchell 2023, "A note on DPO with noisy preferences"),
+    whose ε is 1 − p here: every pair has its own instead of one for the whole set.
+    """
+    margin_P = dpo_margin(
+        logprobs_first_P,
+        logprobs_second_P=logprobs_second_P,
+        reference_first_P=reference_first_P,
+        reference_second_P=reference_second_P,
+        beta=beta,
+    )
+    return _weighted_mean(_soft_log_loss(margin_P, probability_first_P), weights_P)
+
+
+def dpo_margin(
+    logprobs_first_P: Tensor,
+    *,
+    logprobs_second_P: Tensor,
+    reference_first_P: Tensor,
+    reference_second_P: Tensor,
+    beta: float,
+) -> Tensor:
+    """Implicit reward of the first response over the second: 2305.18290 eq. 5, in which log Z cancels."""
+    return beta * ((logprobs_first_P - reference_first_P) - (logprobs_second_P - reference_second_P))
+
+
+@dataclass(frozen=True)
+class GroupAdvantages:
+    """`advantages_QG` is 0 wherever a sample is not trained on; `used_QG` says which are."""
+
+    advantages_QG: Tensor
+    used_QG: Tensor
+    num_missing_rewards: int
+    num_groups_below_quorum: int
+    num_groups_without_variance: int
+
+
+def group_advantages(
+    rewards_QG: Tensor, *, quorum: int, epsilon: float = 1e-4, min_sd: float = 1e-6
+) -> GroupAdvantages:
+    """(r − mean of its group) / (sd of its group + epsilon): Shao et al. 2024 (2402.03300) §4.1.2.
+
+    `epsilon`, in units of the reward, keeps differences that are only the judge's noise from counting in full.
+
+    A missing reward is NaN: it is left out of its group's mean and sd. A group with fewer than `quorum` rewards is
+    dropped, and so is one whose sd is at most `min_sd`, which says nothing about what is better (dynamic sampling, Yu
+    et al. 2025, 2503.14476 §3.2, without its resampling). The sd is the unbiased one.
+    """
+    present_QG = torch.isfinite(rewards_QG)
+    count_Q = present_QG.sum(dim=1)
+    filled_QG = torch.where(present_QG, rewards_QG, torch.zeros_like(rewards_QG))
+    mean_Q = filled_QG.sum(dim=1) / count_Q.clamp(min=1)
+    centred_QG = torch.where(present_QG, rewards_QG - mean_Q[:, None], torch.zeros_like(rewards_QG))
+    sd_Q = (centred_QG.square().sum(dim=1) / (count_Q - 1).clamp(min=1)).sqrt()
+    quorate_Q = count_Q >= max(quorum, 2)
+    varied_Q = sd_Q > min_sd
+    used_QG = present_QG & (quorate_Q & varied_Q)[:, None]
+    advantages_QG = centred_QG / (sd_Q + epsilon)[:, None]
+    return GroupAdvantages(
+        advantages_QG=torch.where(used_QG, advantages_QG, torch.zeros_like(advantages_QG)),
+        used_QG=used_QG,
+        num_missing_rewards=int((~present_QG).sum()),
+        num_groups_below_quorum=int((~quorate_Q).sum()),
+        num_groups_without_variance=int((quorate_Q & ~varied_Q).sum()),
+    )
+
+
+def kl_penalty(logprobs_N: Tensor, *, reference_logprobs_N: Tensor, estimator: KlEstimator) -> Tensor:
+    """Estimate, a token, of KL(policy ‖ reference) from tokens drawn from the policy.
+
+    Schulman 2020, "Approximating KL Divergence", with r = reference / policy: k1 = −log r, k2 = ½(log r)²,
+    k3 = (r − 1) − log r, which is 2402.03300 eq. 4.
+    """
+    log_ratio_N = reference_logprobs_N - logprobs_N
+    match estimator:
+        case "k1":
+            return -log_ratio_N
+        case "k2":
+            return 0.5 * log_ratio_N.square()
+        case "k3":
+            return torch.expm1(log_ratio_N) - log_ratio_N
+
+
+def truncated_importance_weights(logprobs_N: Tensor, *, sampler_logprobs_N: Tensor, maximum: float) -> Tensor:
+    """min(π(token) / π_sampler(token), maximum), without gradient.
+
+    Corrects for the sampler not being the trainer: other kernels and, with staleness, older weights. Truncation as in
+    Espeholt et al. 2018 (1802.01561) §4.1; a token each, as in Yao et al. 2025, "Your efficient RL framework secretly
+    brings you off-policy RL training".
+    """
+    return (logprobs_N.detach() - sampler_logprobs_N).exp().clamp(max=maximum)
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """Sums over the tokens given; `loss` is already divided by `num_tokens` and carries the gradient."""
+
+    loss: Tensor
+    num_clipped: Tensor
+    num_truncated: Tensor
+
+
+def policy_loss(
+    logprobs_N: Tensor,
+    *,
+    old_logprobs_N: Tensor,
+    sampler_logprobs_N: Tensor,
+    reference_logprobs_N: Tensor,
+    advantages_N: Tensor,
+    num_tokens: int,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    max_importance_weight: float = 2.0,
+    kl_beta: float = 0.0,
+    kl_estimator: KlEstimator = "k3",
+) -> PolicyLoss:
+    """Σ over tokens of [ −w·min(ρA, clip(ρ, 1−low, 1+high)·A) + β·KL ] / num_tokens, with ρ = π / π_old.
+
+    Schulman et al. 2017 (1707.06347) eq. 7 inside 2402.03300 eq. 3, averaged over all tokens of the batch instead of
+    first within each sequence, and with two clip ranges: 2503.14476 eq. 8. `num_tokens` is that of the whole batch, so
+    that the losses of its micro-batches add up. Deviation: w, the truncated importance weight of π_old against the
+    sampler, multiplies the first term.
+    """
+    ratio_N = (logprobs_N - old_logprobs_N).exp()
+    clipped_ratio_N = ratio_N.clamp(1.0 - clip_low, 1.0 + clip_high)
+    unclipped_N, clipped_N = ratio_N * advantages_N, clipped_ratio_N * advantages_N
+    weights_N = truncated_importance_weights(
+        old_logprobs_N, sampler_logprobs_N=sampler_logprobs_N, maximum=max_importance_weight
+    )
+    loss_N = -weights_N * torch.minimum(unclipped_N, clipped_N)
+    if kl_beta:
+        loss_N = loss_N + kl_beta * kl_penalty(
+            logprobs_N, reference_logprobs_N=reference_logprobs_N, estimator=kl_estimator
+        )
+    return PolicyLoss(
+        loss=loss_N.sum() / num_tokens,
+        num_clipped=(clipped_N < unclipped_N).sum(),
+        num_truncated=(weights_N >= max_importance_weight).sum(),
+    )
+
+
+def sum_by_sequence(values_N: Tensor, *, sequence_N: Tensor, num_sequences: int) -> Tensor:
+    """Sum of each sequence's tokens; `sequence_N` is ascending."""
+    return values_N.new_zeros(num_sequences).index_add(0, sequence_N, values_N)
+
+
+def _soft_log_loss(delta_P: Tensor, probability_P: Tensor) -> Tensor:
+    return -probability_P * F.logsigmoid(delta_P) - (1.0 - probability_P) * F.logsigmoid(-delta_P)
+
+
+def _weighted_mean(values_P: Tensor, weights_P: Tensor) -> Tensor:
+    return (values_P * weights_P).sum() / weights_P.sum()
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float, chunk_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropies, normalisers = [], [], []
+        for hidden_CD, targets_C in zip(hidden_ND.split(chunk_tokens), targets_N.split(chunk_tokens), strict=True):
+            logits_CV = (hidden_CD @ weight_VD.T).float().div_(temperature)
+            normaliser_C = logits_CV.logsumexp(dim=-1)
+            logprobs.append(logits_CV.gather(1, targets_C[:, None]).squeeze(1) - normaliser_C)
+            expected_C = torch.einsum("cv,cv->c", (logits_CV - normaliser_C[:, None]).exp_(), logits_CV)
+            entropies.append(normaliser_C - expected_C)
+            normalisers.append(normaliser_C)
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, torch.cat(normalisers))
+        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        entropy_N = torch.cat(entropies)
+        ctx.mark_non_differentiable(entropy_N)
+        return torch.cat(logprobs), entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        hidden_ND, weight_VD, targets_N, normaliser_N = ctx.saved_tensors
+        grad_N = gradients[0] / ctx.temperature
+        grad_hidden_ND = torch.empty_like(hidden_ND)
+        grad_weight_VD = torch.zeros_like(weight_VD)
+        for start in range(0, len(targets_N), ctx.chunk_tokens):
+            chunk = slice(start, start + ctx.chunk_tokens)
+            logits_CV = (hidden_ND[chunk] @ weight_VD.T).float().div_(ctx.temperature)
+            probabilities_CV = logits_CV.sub_(normaliser_N[chunk, None]).exp_()
+            grad_logits_CV = probabilities_CV.mul_(-grad_N[chunk, None])
+            grad_logits_CV.scatter_add_(1, targets_N[chunk, None], grad_N[chunk, None])
+            grad_logits_CV = grad_logits_CV.to(hidden_ND.dtype)
+            grad_hidden_ND[chunk] = grad_logits_CV @ weight_VD
+            grad_weight_VD.addmm_(grad_logits_CV.T, hidden_ND[chunk])
+        return grad_hidden_ND, grad_weight_VD, None, None, None

@@ -1,0 +1,195 @@
+"""Models as folders: loaded from safetensors alone, saved with what made them.
+
+Shape legend: B sequences; T tokens; N completion tokens, flat, padding left out; D hidden width; V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor
+
+from rlaif.core.errors import InvalidInputError
+from rlaif.runtime.artifacts import folder_digest
+from rlaif_pipelines.training.losses import token_logprobs
+
+Precision = Literal["float32", "bfloat16_autocast", "bfloat16"]
+
+_UNLIMITED = 1_000_000
+_LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A causal language model's folder, its tokenizer and what identifies it."""
+
+    folder: Path
+    digest: str
+    tokenizer: Any
+    context_length: int
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills up a batch; attention never sees it."""
+        for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        return 0
+
+
+def open_base(uri: str) -> Base:
+    """The model folder of that path; InvalidInputError says what it lacks."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    folder = Path(uri.removeprefix("file://")).expanduser()
+    if not (folder / "config.json").is_file():
+        raise InvalidInputError(f"{folder} holds no config.json: it is not a model folder", field="policy")
+    digest = folder_digest(folder)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except _LOAD_ERRORS as error:
+        raise InvalidInputError(f"{folder}: the tokenizer cannot be loaded: {_line(error)}", field="policy") from error
+    text_config = config.get_text_config()
+    if len(tokenizer) > text_config.vocab_size:
+        raise InvalidInputError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model only {text_config.vocab_size}",
+            field="policy",
+        )
+    lengths = [getattr(text_config, "max_position_embeddings", None), tokenizer.model_max_length]
+    # Tokenizers without a limit say 1e30.
+    context_length = int(min([length for length in lengths if length and length < 1e9], default=_UNLIMITED))
+    return Base(folder=folder, digest=digest, tokenizer=tokenizer, context_length=context_length)
+
+
+def load_policy(base: Base, *, precision: Precision, attention: str) -> Any:
+    """The base's causal language model, ready to be trained."""
+    return _load(transformers.AutoModelForCausalLM, base, precision=precision, attention=attention)
+
+
+def new_reward_model(base: Base, *, seed: int, precision: Precision, attention: str) -> Any:
+    """The base's trunk with a fresh scalar head, decided by the seed, on each sequence's last token."""
+    torch.manual_seed(seed)
+    model = _load(
+        transformers.AutoModelForSequenceClassification, base, precision=precision, attention=attention, num_labels=1
+    )
+    model.config.pad_token_id = base.pad_id
+    return model
+
+
+class PolicyLogprobs(torch.nn.Module):
+    """What a policy says of given completions: log-probability and entropy of every completion token, flat."""
+
+    def __init__(self, model: Any, *, temperature: float = 1.0, autocast: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self._temperature = temperature
+        self._autocast = autocast
+        self._head_is_linear = _head_is_linear(model)
+
+    def forward(self, ids_BT: Tensor, mask_BT: Tensor, completion_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """(logprobs_N, entropy_N); `completion_BT` marks the tokens that are asked about, never the first of a row."""
+        wanted_BT = completion_BT[:, 1:]
+        targets_N = ids_BT[:, 1:][wanted_BT]
+        with torch.autocast(ids_BT.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+            if not self._head_is_linear:
+                logits_NV = self.model(input_ids=ids_BT, attention_mask=mask_BT.long(), use_cache=False).logits[:, :-1][
+                    wanted_BT
+                ]
+                return _logprobs_of_logits(logits_NV.float() / self._temperature, targets_N)
+            hidden_BTD = self.model.base_model(
+                input_ids=ids_BT, attention_mask=mask_BT.long(), use_cache=False
+            ).last_hidden_state
+            hidden_ND = hidden_BTD[:, :-1][wanted_BT]
+            weight_VD = self.model.get_output_embeddings().weight
+            return token_logprobs(
+                hidden_ND, weight_VD=weight_VD.to(hidden_ND.dtype), targets_N=targets_N, temperature=self._temperature
+            )
+
+
+class RewardScores(torch.nn.Module):
+    """A reward model's value of every sequence."""
+
+    def __init__(self, model: Any, *, autocast: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self._autocast = autocast
+
+    def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """rewards_B, fp32."""
+        with torch.autocast(ids_BT.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+            rewards_B1: Tensor = self.model(input_ids=ids_BT, attention_mask=mask_BT.long(), use_cache=False).logits
+        return rewards_B1[:, 0].float()
+
+
+def save_model(model: Any, folder: Path, *, base: Base, card: str, state: Mapping[str, Tensor] | None = None) -> None:
+    """Writes a plain Hugging Face folder: configuration, safetensors, tokenizer, model card."""
+    model.save_pretrained(folder, state_dict=dict(state) if state is not None else None)
+    base.tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def model_card(*, title: str, base: Base, facts: Mapping[str, Any]) -> str:
+    """A model card that says what the weights came from."""
+    rows = "".join(f"| {key} | {_cell(value)} |\n" for key, value in {"base digest": base.digest, **facts}.items())
+    front = f"---\nlibrary_name: transformers\nbase_model: {json.dumps(str(base.folder))}\ntags: [rlaif]\n---\n"
+    return f"{front}\n# {title}\n\nTrained from AI feedback with kube-rlaif.\n\n| | |\n|---|---|\n{rows}"
+
+
+def _load(model_class: Any, base: Base, *, precision: Precision, attention: str, **options: Any) -> Any:
+    try:
+        model, report = model_class.from_pretrained(
+            base.folder,
+            dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    except _LOAD_ERRORS as error:
+        raise InvalidInputError(f"{base.folder}: the model cannot be loaded: {_line(error)}", field="policy") from error
+    lacking = [*report["missing_keys"], *report["mismatched_keys"]]
+    # A new head is not among the base's weights.
+    missing = sorted(name for name in map(str, lacking) if not (options and name.startswith("score")))
+    if missing:
+        raise InvalidInputError(
+            f"{base.folder}: the weights lack {len(missing)} tensors of the model, the first is {missing[0]}",
+            field="policy",
+        )
+    return model
+
+
+@torch.no_grad()
+def _head_is_linear(model: Any) -> bool:
+    """Whether logits are just hidden states times the output embedding; some models scale, cap or shift them."""
+    ids_BT = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+    logits_BTV = model(input_ids=ids_BT, use_cache=False).logits
+    hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    head = model.get_output_embeddings()
+    if head is None or hidden_BTD.shape[-1] != head.weight.shape[-1]:
+        return False
+    return bool(torch.allclose(logits_BTV, hidden_BTD @ head.weight.T, rtol=1e-3, atol=1e-3))
+
+
+def _logprobs_of_logits(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    logprobs_NV = logits_NV.log_softmax(dim=-1)
+    entropy_N = -(logprobs_NV.detach().exp() * logprobs_NV.detach()).sum(dim=-1)
+    return logprobs_NV.gather(1, targets_N[:, None]).squeeze(1), entropy_N
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

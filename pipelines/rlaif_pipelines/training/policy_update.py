@@ -1,0 +1,217 @@
+"""One batch of rollouts into one or more optimiser steps of GRPO.
+
+Shape legend: N completion tokens, flat; B sequences; T tokens; Q prompts; G completions of one prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlaif_pipelines.training import engine as processes
+from rlaif_pipelines.training.config import RlTraining
+from rlaif_pipelines.training.data import pad, plan_micro_batches
+from rlaif_pipelines.training.engine import TrainingEngine
+from rlaif_pipelines.training.errors import DivergedError, GuardError
+from rlaif_pipelines.training.losses import GroupAdvantages, group_advantages, kl_penalty, policy_loss
+from rlaif_pipelines.training.rollouts import Rollouts
+
+
+@dataclass(frozen=True)
+class UpdateReport:
+    """What one batch did; figures are None when no sample was left to train on."""
+
+    advantages: GroupAdvantages
+    num_sequences: int
+    num_tokens: int
+    """Completion tokens trained on."""
+    loss: float | None = None
+    kl: float | None = None
+    """Mean over completions of Σ over tokens of log π/π_ref, nats: k1, unbiased for rollouts of the same weights."""
+    entropy: float | None = None
+    """Mean over tokens, nats."""
+    clip_fraction: float | None = None
+    truncated_fraction: float | None = None
+    """Share of tokens whose importance weight was cut."""
+    grad_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class _Sample:
+    prompt_ids: list[int]
+    token_ids: list[int]
+    logprobs: list[float]
+    advantage: float
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    ids_BT: Tensor
+    mask_BT: Tensor
+    completion_BT: Tensor
+    sampler_logprobs_N: Tensor
+    advantages_N: Tensor
+
+
+class PolicyUpdater:
+    """Takes the optimiser steps; holds the frozen reference."""
+
+    def __init__(
+        self, engine: TrainingEngine, *, reference: torch.nn.Module, settings: RlTraining, pad_id: int
+    ) -> None:
+        self._engine = engine
+        self._reference = reference.requires_grad_(False).eval().to(engine.device)
+        self._settings = settings
+        self._pad_id = pad_id
+
+    def update(self, rollouts: Rollouts, *, first_update: int) -> UpdateReport:
+        """Takes `updates_per_batch` steps, the first numbered `first_update`, counted from 0.
+
+        GuardError, before any weight moves, when the KL is over its budget; DivergedError when a loss is not finite.
+        """
+        nan = float("nan")
+        rewards_QG = torch.tensor([[nan if value is None else value for value in row] for row in rollouts.rewards])
+        advantages = group_advantages(
+            rewards_QG, quorum=self._settings.quorum, epsilon=self._settings.advantage_epsilon
+        )
+        groups = _samples(rollouts, advantages)
+        samples = [sample for group in groups for sample in group]
+        report = UpdateReport(
+            advantages=advantages,
+            num_sequences=len(samples),
+            num_tokens=sum(len(sample.token_ids) for sample in samples),
+        )
+        if len(samples) < processes.num_processes() * self._settings.updates_per_batch:
+            return report
+        parts = _split(groups, self._settings.updates_per_batch)
+        old = [self._old_logprobs(part) for part in parts] if len(parts) > 1 else [None]
+        sums, norms = torch.zeros(5, dtype=torch.float64), []
+        for number, (part, old_of_part) in enumerate(zip(parts, old, strict=True)):
+            part_sums = processes.sum_over_processes(self._backward(part, old_logprobs=old_of_part))
+            self._check(part_sums, num_sequences=len(part))
+            norms.append(self._engine.step(first_update + number))
+            sums += part_sums
+        loss, kl, entropy, clipped, truncated = sums.tolist()
+        return UpdateReport(
+            advantages=advantages,
+            num_sequences=report.num_sequences,
+            num_tokens=report.num_tokens,
+            loss=loss / len(parts),
+            kl=kl / report.num_sequences,
+            entropy=entropy / report.num_tokens,
+            clip_fraction=clipped / report.num_tokens,
+            truncated_fraction=truncated / report.num_tokens,
+            grad_norm=max(norms),
+        )
+
+    def _backward(self, samples: Sequence[_Sample], *, old_logprobs: list[Tensor] | None) -> Tensor:
+        """Sums over this process's share: loss, k1, entropy, clipped tokens, truncated tokens."""
+        settings = self._settings
+        num_tokens = sum(len(sample.token_ids) for sample in samples)
+        sums = torch.zeros(5, dtype=torch.float64)
+        mine = self._share(samples)
+        for number, group in enumerate(mine, start=1):
+            tensors = self._tensors([samples[position] for position in group])
+            with torch.no_grad():
+                reference_logprobs_N, _ = self._reference(tensors.ids_BT, tensors.mask_BT, tensors.completion_BT)
+            logprobs_N, entropy_N = self._engine(tensors.ids_BT, tensors.mask_BT, tensors.completion_BT)
+            current_N = logprobs_N.detach()
+            loss = policy_loss(
+                logprobs_N,
+                # One step a batch: the policy before the step is this one.
+                old_logprobs_N=current_N if old_logprobs is None else _pick(old_logprobs, group),
+                sampler_logprobs_N=tensors.sampler_logprobs_N,
+                reference_logprobs_N=reference_logprobs_N,
+                advantages_N=tensors.advantages_N,
+                num_tokens=num_tokens,
+                clip_low=settings.clip_low,
+                clip_high=settings.clip_high,
+                max_importance_weight=settings.max_importance_weight,
+                kl_beta=settings.kl_beta,
+                kl_estimator=settings.kl_estimator,
+            )
+            self._engine.backward(loss.loss, last=number == len(mine))
+            kl_N = kl_penalty(current_N, reference_logprobs_N=reference_logprobs_N, estimator="k1")
+            figures = [loss.loss.detach(), kl_N.sum(), entropy_N.sum(), loss.num_clipped, loss.num_truncated]
+            sums += torch.stack([figure.double().cpu() for figure in figures])
+        return sums
+
+    @torch.no_grad()
+    def _old_logprobs(self, samples: Sequence[_Sample]) -> list[Tensor]:
+        """Log-probabilities of every sample under the weights before the first step, whole on every process."""
+        found: dict[int, Tensor] = {}
+        for group in plan_micro_batches(
+            [len(sample.prompt_ids) + len(sample.token_ids) for sample in samples],
+            max_tokens=self._settings.engine.micro_batch_tokens,
+        ):
+            members = [samples[position] for position in group]
+            tensors = self._tensors(members)
+            logprobs_N, _ = self._engine(tensors.ids_BT, tensors.mask_BT, tensors.completion_BT)
+            rows = logprobs_N.split([len(sample.token_ids) for sample in members])
+            found.update(zip(group, rows, strict=True))
+        return [found[position] for position in range(len(samples))]
+
+    def _share(self, samples: Sequence[_Sample]) -> list[list[int]]:
+        groups = plan_micro_batches(
+            [len(sample.prompt_ids) + len(sample.token_ids) for sample in samples],
+            max_tokens=self._settings.engine.micro_batch_tokens,
+            num_processes=processes.num_processes(),
+        )
+        return groups[processes.rank() :: processes.num_processes()]
+
+    def _tensors(self, samples: Sequence[_Sample]) -> _Tensors:
+        ids_BT, mask_BT = pad([sample.prompt_ids + sample.token_ids for sample in samples], pad_id=self._pad_id)
+        prompt_lengths_B = torch.tensor([len(sample.prompt_ids) for sample in samples])
+        completion_BT = mask_BT & (torch.arange(ids_BT.shape[1]) >= prompt_lengths_B[:, None])
+        lengths_B = torch.tensor([len(sample.token_ids) for sample in samples])
+        device = self._engine.device
+        return _Tensors(
+            ids_BT=ids_BT.to(device),
+            mask_BT=mask_BT.to(device),
+            completion_BT=completion_BT.to(device),
+            sampler_logprobs_N=torch.tensor([logprob for sample in samples for logprob in sample.logprobs]).to(device),
+            advantages_N=torch.tensor([sample.advantage for sample in samples]).repeat_interleave(lengths_B).to(device),
+        )
+
+    def _check(self, sums: Tensor, *, num_sequences: int) -> None:
+        if not bool(torch.isfinite(sums).all()):
+            raise DivergedError("the loss is not finite; lower the learning rate")
+        kl, limit = float(sums[1]) / num_sequences, self._settings.max_kl
+        if limit is not None and kl > limit:
+            raise GuardError(
+                f"the policy is {kl:.2f} nats a completion away from the reference; the limit is {limit:g}"
+            )
+
+
+def _samples(rollouts: Rollouts, advantages: GroupAdvantages) -> list[list[_Sample]]:
+    """The samples that are trained on, by prompt."""
+    used, values = advantages.used_QG.tolist(), advantages.advantages_QG.tolist()
+    return [
+        [
+            _Sample(
+                prompt_ids=prompt_ids,
+                token_ids=rollouts.token_ids[q][g],
+                logprobs=rollouts.logprobs[q][g],
+                advantage=values[q][g],
+            )
+            for g in range(len(rollouts.token_ids[q]))
+            if used[q][g]
+        ]
+        for q, prompt_ids in enumerate(rollouts.prompt_ids)
+    ]
+
+
+def _split(groups: Sequence[list[_Sample]], num_parts: int) -> list[list[_Sample]]:
+    """The samples in that many parts, whole groups in each; the order of the prompts keeps categories mixed."""
+    filled = [group for group in groups if group]
+    size = -(-len(filled) // num_parts)
+    return [
+        [sample for group in filled[start : start + size] for sample in group] for start in range(0, len(filled), size)
+    ]
+
+
+def _pick(rows: Sequence[Tensor], positions: Sequence[int]) -> Tensor:
+    return torch.cat([rows[position] for position in positions])

@@ -1,0 +1,214 @@
+"""Rollouts: completions from the sampler service with rewards from the reward service. A failure is never a number."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TypeVar
+
+from rlaif.client.reward import RewardResult
+from rlaif.client.sampler import PolicyState, SampledBatch
+from rlaif.core.conversation import Conversation
+from rlaif.core.errors import DeadlineError, PreconditionError, QuotaExceededError, UnavailableError
+from rlaif_pipelines.training.config import FailureSettings, RewardSource, RlTraining
+from rlaif_pipelines.training.data import StratifiedPrompts, TrainingPrompt, sampling_seed
+from rlaif_pipelines.training.errors import PausedError
+
+Answer = TypeVar("Answer")
+
+_PASSING = (UnavailableError, DeadlineError, QuotaExceededError)
+
+
+class Sampler(Protocol):
+    """What training asks of the sampler service: `rlaif.client.sampler.SamplerClient`."""
+
+    def sample(
+        self,
+        policy: str,
+        prompts: Sequence[Conversation],
+        *,
+        num_completions: int,
+        max_tokens: int,
+        temperature: float,
+        seed: int,
+        min_policy_version: int,
+    ) -> SampledBatch:
+        """Completions of the prompts."""
+
+    def load_policy(self, name: str, *, min_version: int) -> PolicyState:
+        """Has the sampler look at what is published."""
+
+
+class Rewards(Protocol):
+    """What training asks of the reward service: `rlaif.client.reward.RewardClient`."""
+
+    def score(
+        self, reward_model: str, inputs: Sequence[tuple[Conversation, str]], *, constitution: str
+    ) -> list[RewardResult]:
+        """One reward an input."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """One batch: Q prompts, G completions of each. Everything is plain data, so that a checkpoint can hold it."""
+
+    step: int
+    policy_version: int
+    prompt_ids: list[list[int]]
+    token_ids: list[list[list[int]]]
+    logprobs: list[list[list[float]]]
+    rewards: list[list[float | None]]
+    """None where there is no reward; `failures` counts why."""
+    failures: dict[str, int]
+    gold: float | None
+    """Mean gold score, where there is a gold evaluator."""
+    watch: float | None
+    """Mean of the second opinion, at the steps that ask for it."""
+    sample_seconds: float
+    reward_seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object; floats come back bit by bit."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Rollouts:
+        """What `to_json` wrote."""
+        return cls(**values)
+
+
+class RolloutMaker:
+    """Makes the batch of any step: which prompts, and with which seed, the step alone decides."""
+
+    def __init__(
+        self, settings: RlTraining, *, prompts: Sequence[TrainingPrompt], sampler: Sampler, rewards: Rewards
+    ) -> None:
+        self._settings = settings
+        self._prompts = StratifiedPrompts(prompts, seed=settings.seed)
+        self._sampler = sampler
+        self._rewards = rewards
+        self._evaluate = _gold_evaluator() if settings.gold == "playground" else None
+
+    def make(self, step: int, *, version: int) -> Rollouts:
+        """The batch of a step, counted from 0, sampled from exactly that version of the policy.
+
+        PausedError when a service stays away or too many rewards fail.
+        """
+        began = time.perf_counter()
+        conversations = [
+            prompt.conversation for prompt in self._prompts.draw(step, num_prompts=self._settings.prompts_per_step)
+        ]
+        batch = self._sample(conversations, step=step, version=version)
+        sampled = time.perf_counter()
+        inputs = [
+            (conversation, completion.text)
+            for conversation, completions in zip(conversations, batch.completions, strict=True)
+            for completion in completions
+        ]
+        results = self._score(inputs)
+        watch = self._watch(inputs) if step % self._settings.watch_every == 0 else None
+        scored = time.perf_counter()
+        group_size = self._settings.group_size
+        values = [result.value for result in results]
+        return Rollouts(
+            step=step,
+            policy_version=version,
+            prompt_ids=[list(ids) for ids in batch.prompt_token_ids],
+            token_ids=[[list(completion.token_ids) for completion in group] for group in batch.completions],
+            logprobs=[[list(completion.logprobs) for completion in group] for group in batch.completions],
+            rewards=[values[start : start + group_size] for start in range(0, len(values), group_size)],
+            failures=dict(Counter(result.failure_reason or "MISSING" for result in results if result.value is None)),
+            gold=self._gold(inputs),
+            watch=watch,
+            sample_seconds=sampled - began,
+            reward_seconds=scored - sampled,
+        )
+
+    def _sample(self, conversations: Sequence[Conversation], *, step: int, version: int) -> SampledBatch:
+        settings = self._settings
+        policy = settings.publish.policy
+
+        def sample() -> SampledBatch:
+            try:
+                return self._sampler.sample(
+                    policy,
+                    conversations,
+                    num_completions=settings.group_size,
+                    max_tokens=settings.max_tokens,
+                    temperature=settings.temperature,
+                    seed=sampling_seed(settings.seed, step=step),
+                    min_policy_version=version,
+                )
+            except PreconditionError:
+                # A sampler that was started again is behind until it has looked.
+                self._sampler.load_policy(policy, min_version=version)
+                raise UnavailableError(f"the sampler is behind version {version} of {policy}") from None
+
+        batch = patiently(sample, failures=settings.failures, who=f"the sampler at {settings.sampler.target}")
+        versions = {completion.policy_version for group in batch.completions for completion in group}
+        if versions != {version}:
+            raise PausedError(
+                f"{policy} was sampled at version {', '.join(map(str, sorted(versions)))} instead of {version}: "
+                "something else publishes versions of it"
+            )
+        return batch
+
+    def _score(self, inputs: Sequence[tuple[Conversation, str]]) -> list[RewardResult]:
+        failures = self._settings.failures
+        for attempt in range(failures.attempts):
+            if attempt:
+                time.sleep(failures.pause_seconds)
+            results = self._ask(self._settings.reward, inputs)
+            failed = [result for result in results if result.value is None]
+            if len(failed) <= failures.max_failed_fraction * len(results):
+                return results
+        reasons = Counter(result.failure_reason for result in failed)
+        raise PausedError(
+            f"{len(failed)} of {len(results)} rewards failed {failures.attempts} times in a row "
+            f"({', '.join(f'{reason}: {count}' for reason, count in reasons.most_common())}); training stopped before "
+            "this step, and goes on from its last checkpoint when it is started again"
+        )
+
+    def _watch(self, inputs: Sequence[tuple[Conversation, str]]) -> float | None:
+        if self._settings.watch is None:
+            return None
+        return _mean([result.value for result in self._ask(self._settings.watch, inputs) if result.value is not None])
+
+    def _ask(self, source: RewardSource, inputs: Sequence[tuple[Conversation, str]]) -> list[RewardResult]:
+        return patiently(
+            lambda: self._rewards.score(source.name, inputs, constitution=source.constitution),
+            failures=self._settings.failures,
+            who=f"the reward service at {self._settings.rewards.target}",
+        )
+
+    def _gold(self, inputs: Sequence[tuple[Conversation, str]]) -> float | None:
+        if self._evaluate is None:
+            return None
+        return _mean([self._evaluate(conversation[-1].content, response) for conversation, response in inputs])
+
+
+def patiently(call: Callable[[], Answer], *, failures: FailureSettings, who: str) -> Answer:
+    """The call's answer; while its service is away, the call is made again until `outage_seconds` are over."""
+    deadline = time.monotonic() + failures.outage_seconds
+    while True:
+        try:
+            return call()
+        except _PASSING as error:
+            if time.monotonic() + failures.pause_seconds > deadline:
+                raise PausedError(
+                    f"{who} has not answered for {failures.outage_seconds:g} s ({error.message}); training goes on "
+                    "from its last checkpoint when it is started again"
+                ) from error
+            time.sleep(failures.pause_seconds)
+
+
+def _gold_evaluator() -> Callable[[str, str], float]:
+    from rlaif.playground.gold import evaluate
+
+    return lambda prompt_text, answer_text: evaluate(prompt_text, answer_text).overall
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

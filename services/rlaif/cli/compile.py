@@ -1,0 +1,22 @@
+"""`rlaif compile`: the pipeline as YAML for a cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EPILOG = "Example: [bold]rlaif compile -o rlaif.yaml --rounds 2[/bold], then upload the file to Kubeflow Pipelines."
+
+
+def compile_(
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="YAML file to write.")] = Path("rlaif.yaml"),
+    rounds: Annotated[int, typer.Option(min=1, max=16, help="Rounds to unroll; KFP has no sequential loop.")] = 1,
+) -> None:
+    """Compile the same graph that `rlaif run` runs locally into Kubeflow Pipelines YAML."""
+    from rlaif_pipelines.flow import compile_pipeline
+
+    compile_pipeline(output, rounds=rounds)
+    typer.echo(f"{output}: {rounds} round{'s' if rounds > 1 else ''}")

@@ -1,0 +1,123 @@
+"""What users hand in, checked before anything is started or written: one sentence names what is wrong and where."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rlaif.cli.exits import DiskFullError
+from rlaif.core.constitution import Constitution, parse_constitution
+from rlaif.core.errors import InvalidInputError
+
+PLAYGROUND: Final = "playground"
+"""The built-in models, prompts and constitution."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+_NEEDED_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model the user named: a local folder or a hub id."""
+
+    uri: str
+    local: bool
+
+
+@dataclass(frozen=True)
+class ConstitutionChoice:
+    """A constitution the user named; `source` is the file, or the name of a shipped one."""
+
+    source: str
+    constitution: Constitution
+
+
+def find_model(value: str, *, option: str, playground: Path) -> Model:
+    """The model behind an option: the shipped one, a complete folder, or a hub id."""
+    if value == PLAYGROUND:
+        return _check_model_folder(playground, option=option)
+    folder = Path(value).expanduser()
+    if folder.exists():
+        return _check_model_folder(folder, option=option)
+    if _looks_like_path(value) or not _HUB_ID.fullmatch(value):
+        raise InvalidInputError(
+            f"{option} {value}: there is no such folder; give a model folder or a Hugging Face id", field=option
+        )
+    return Model(uri=value, local=False)
+
+
+def find_constitution(value: str, *, option: str = "--constitution") -> ConstitutionChoice:
+    """The constitution behind an option: a YAML file, or a shipped one by name."""
+    path = Path(value).expanduser()
+    if _looks_like_path(value) or path.suffix in (".yaml", ".yml") or path.is_file():
+        return ConstitutionChoice(str(path.resolve()), parse_constitution(_read_text(path, option), source=value))
+    shipped = _shipped_constitutions()
+    if value not in shipped:
+        raise InvalidInputError(
+            f"{option} {value}: there is no such file and no shipped constitution of that name; shipped are "
+            f"{', '.join(sorted(shipped)) or 'none'}",
+            field=option,
+        )
+    return ConstitutionChoice(value, parse_constitution(shipped[value].read_text(encoding="utf-8"), source=value))
+
+
+def check_space(folder: Path, *, needed_bytes: int = _NEEDED_BYTES) -> None:
+    """DiskFullError if the disk that would hold `folder` has less than a run needs."""
+    parent = next(place for place in (folder, *folder.parents) if place.is_dir())
+    free_bytes = shutil.disk_usage(parent).free
+    if free_bytes < needed_bytes:
+        raise DiskFullError(
+            f"the disk is full: {parent} has {free_bytes / 1e6:.0f} MB free and a run needs "
+            f"{needed_bytes / 1e6:.0f} MB; free some space or choose another --out"
+        )
+
+
+def _check_model_folder(folder: Path, *, option: str) -> Model:
+    if not folder.is_dir():
+        raise InvalidInputError(f"{option} {folder}: is a file, not a model folder", field=option)
+    problems = []
+    if not (folder / "config.json").is_file():
+        problems.append("no config.json")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        problems.append("no tokenizer (tokenizer.json)")
+    if not any(folder.glob("*.safetensors")):
+        problems.append("no weights (*.safetensors)")
+    if problems:
+        raise InvalidInputError(
+            f"{option} {folder}: has {' and '.join(problems)}; save model and tokenizer there with save_pretrained",
+            field=option,
+        )
+    return Model(uri=str(folder.resolve()), local=True)
+
+
+def _read_text(path: Path, option: str) -> str:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InvalidInputError(f"{option} {path}: there is no such file", field=option) from error
+    except OSError as error:
+        raise InvalidInputError(f"{option} {path}: cannot be read ({error.strerror})", field=option) from error
+    if not data.strip():
+        raise InvalidInputError(f"{option} {path}: the file is empty", field=option)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InvalidInputError(
+            f"{option} {path}:{line}: is not UTF-8 text; convert the file first", field=option
+        ) from error
+
+
+def _shipped_constitutions() -> dict[str, Path]:
+    import rlaif.constitutions
+
+    folder = Path(next(iter(rlaif.constitutions.__path__)))
+    return {path.stem: path for path in folder.glob("*.yaml")}
+
+
+def _looks_like_path(value: str) -> bool:
+    return value.startswith((".", "~", os.sep)) or value.count("/") > 1 or value.endswith("/")

@@ -1,0 +1,62 @@
+"""Conversations: the turns a response answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+from rlaif.core.errors import InvalidInputError
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn."""
+
+    role: Role
+    content: str
+
+
+Conversation = tuple[Message, ...]
+
+
+def parse_conversation(turns: Sequence[Mapping[str, Any]], *, field: str = "messages") -> Conversation:
+    """Turns as JSON objects `{"role": …, "content": …}` into a checked conversation."""
+    messages = []
+    for index, turn in enumerate(turns):
+        role, content = turn.get("role"), turn.get("content")
+        if role not in ROLES:
+            raise InvalidInputError(f"role {role!r} is not one of {', '.join(ROLES)}", field=f"{field}[{index}].role")
+        if not isinstance(content, str):
+            raise InvalidInputError("content must be text", field=f"{field}[{index}].content")
+        messages.append(Message(role=cast(Role, role), content=content))
+    return check_conversation(messages, field=field)
+
+
+def check_conversation(messages: Sequence[Message], *, field: str = "messages") -> Conversation:
+    """The conversation if it can be answered: optional system turn, then user and assistant in turn, user last."""
+    if not messages:
+        raise InvalidInputError("a conversation needs at least one user turn", field=field)
+    turns = list(messages)
+    offset = 1 if turns[0].role == "system" else 0
+    for index, message in enumerate(turns[offset:]):
+        expected: Role = "user" if index % 2 == 0 else "assistant"
+        if message.role != expected:
+            raise InvalidInputError(
+                f"turn {index + offset} is the {message.role}'s where the {expected}'s is due",
+                field=f"{field}[{index + offset}].role",
+            )
+    if turns[-1].role != "user":
+        raise InvalidInputError("the last turn must be the user's", field=f"{field}[{len(turns) - 1}].role")
+    for index, message in enumerate(turns):
+        if not message.content.strip():
+            raise InvalidInputError("content is empty", field=f"{field}[{index}].content")
+    return tuple(turns)
+
+
+def to_json(conversation: Sequence[Message]) -> list[dict[str, str]]:
+    """The turns as JSON objects."""
+    return [{"role": message.role, "content": message.content} for message in conversation]

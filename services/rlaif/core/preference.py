@@ -1,0 +1,143 @@
+"""How votes become a label: both orders, then principles, then a preference or a typed abstention.
+
+Soft labels with both presentation orders averaged follow RLAIF (arXiv 2309.00267 §3.1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+TIE_MARGIN = 1e-9
+"""Probabilities closer than this to one half are a tie."""
+
+
+class Preference(Enum):
+    """Which response was preferred."""
+
+    FIRST = "first"
+    SECOND = "second"
+    TIE = "tie"
+    ABSTAIN = "abstain"
+
+
+class AbstentionReason(Enum):
+    """Why there is no verdict."""
+
+    LOW_VERDICT_MASS = "low_verdict_mass"
+    UNPARSEABLE = "unparseable"
+    PANEL_SPLIT = "panel_split"
+    TOO_LONG = "too_long"
+    INJECTION_SUSPECTED = "injection_suspected"
+    REFUSED = "refused"
+    NOT_FINITE = "not_finite"
+
+
+@dataclass(frozen=True)
+class OrderVote:
+    """One presentation order: P(label "1") of the two labels' mass, and that mass; both in [0, 1]."""
+
+    probability_shown_first: float
+    verdict_mass: float
+
+
+@dataclass(frozen=True)
+class PrincipleVote:
+    """What one principle says of one pair. Probabilities are of the first response, in [0, 1]; 0 when it abstains."""
+
+    principle_id: str
+    weight: float
+    probability_first: float
+    probability_when_first: float
+    probability_when_second: float
+    verdict_mass: float
+    abstention_reason: AbstentionReason | None = None
+
+    @property
+    def order_consistent(self) -> bool:
+        """Both presentation orders prefer the same response."""
+        return (self.probability_when_first > 0.5) == (self.probability_when_second > 0.5)
+
+
+@dataclass(frozen=True)
+class PairLabel:
+    """The combined decision on one pair; probabilities are None exactly when the judge abstained."""
+
+    preference: Preference
+    probability_first: float | None
+    order_consistent: bool
+    votes: tuple[PrincipleVote, ...]
+    abstention_reason: AbstentionReason | None = None
+
+
+def order_vote(logprob_one: float, logprob_two: float) -> OrderVote | None:
+    """Vote of one presentation from the natural log-probabilities of "1" and "2"; None when they are not finite."""
+    if not (math.isfinite(logprob_one) and math.isfinite(logprob_two)):
+        return None
+    return OrderVote(
+        probability_shown_first=_sigmoid(logprob_one - logprob_two),
+        verdict_mass=min(1.0, math.exp(logprob_one) + math.exp(logprob_two)),
+    )
+
+
+def combine_orders(
+    principle_id: str,
+    *,
+    weight: float,
+    first_shown_first: OrderVote | None,
+    second_shown_first: OrderVote | None,
+    min_verdict_mass: float,
+) -> PrincipleVote:
+    """Average of both orders as P(first preferred), or an abstention of this principle."""
+    if first_shown_first is None or second_shown_first is None:
+        return _no_vote(principle_id, weight, 0.0, AbstentionReason.NOT_FINITE)
+    mass = min(first_shown_first.verdict_mass, second_shown_first.verdict_mass)
+    if mass < min_verdict_mass:
+        return _no_vote(principle_id, weight, mass, AbstentionReason.LOW_VERDICT_MASS)
+    when_first = first_shown_first.probability_shown_first
+    when_second = 1.0 - second_shown_first.probability_shown_first
+    return PrincipleVote(principle_id, weight, (when_first + when_second) / 2, when_first, when_second, mass)
+
+
+def combine_principles(votes: Sequence[PrincipleVote]) -> PairLabel:
+    """Weighted mean over the principles that voted; abstains when those hold half the weight or less."""
+    voting = [vote for vote in votes if vote.abstention_reason is None]
+    weight = sum(vote.weight for vote in voting)
+    if weight * 2 <= sum(vote.weight for vote in votes):
+        reasons = [vote.abstention_reason for vote in votes if vote.abstention_reason is not None]
+        return abstain(reasons[0] if reasons else AbstentionReason.LOW_VERDICT_MASS, votes=votes)
+    probability_first = _mean(voting, weight, lambda vote: vote.probability_first)
+    when_first = _mean(voting, weight, lambda vote: vote.probability_when_first)
+    when_second = _mean(voting, weight, lambda vote: vote.probability_when_second)
+    return PairLabel(
+        preference=preference_of(probability_first),
+        probability_first=probability_first,
+        order_consistent=(when_first > 0.5) == (when_second > 0.5),
+        votes=tuple(votes),
+    )
+
+
+def abstain(reason: AbstentionReason, *, votes: Sequence[PrincipleVote] = ()) -> PairLabel:
+    """A label without a verdict."""
+    return PairLabel(Preference.ABSTAIN, None, False, tuple(votes), reason)
+
+
+def preference_of(probability_first: float) -> Preference:
+    """The preference a probability stands for."""
+    if abs(probability_first - 0.5) <= TIE_MARGIN:
+        return Preference.TIE
+    return Preference.FIRST if probability_first > 0.5 else Preference.SECOND
+
+
+def _no_vote(principle_id: str, weight: float, mass: float, reason: AbstentionReason) -> PrincipleVote:
+    return PrincipleVote(principle_id, weight, 0.0, 0.0, 0.0, mass, reason)
+
+
+def _mean(votes: Sequence[PrincipleVote], weight: float, value: Callable[[PrincipleVote], float]) -> float:
+    return sum(vote.weight * value(vote) for vote in votes) / weight
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

@@ -1,0 +1,29 @@
+"""Opens the engine that settings name; the heavy libraries load here and not before."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rlaif.engine.protocol import Engine
+from rlaif.engine.settings import EngineSettings
+
+
+async def open_engine(settings: EngineSettings, *, model: str, version: int = 0) -> Engine:
+    """The engine with `model` (folder or hub id) loaded; InvalidInputError when it cannot be."""
+    return await asyncio.to_thread(_open, settings, model, version)
+
+
+def _open(settings: EngineSettings, model: str, version: int) -> Engine:
+    from rlaif.engine.hf import HfEngine
+
+    return HfEngine.load_model(
+        model,
+        version=version,
+        device=settings.device,
+        dtype=settings.dtype,
+        attention=settings.attention,
+        num_threads=settings.num_threads,
+        max_batch_tokens=settings.max_batch_tokens,
+        max_cache_tokens=settings.max_cache_tokens,
+        context_length=settings.context_length,
+    )

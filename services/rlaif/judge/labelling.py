@@ -1,0 +1,166 @@
+"""The labelling core: candidates in, votes out. Both orders and all principles of a batch reach the engine together.
+
+The prompt puts what the principles share first, so each presentation order is one prefix with one suffix a principle;
+the verdict is read from the labels' log-probabilities in one forward pass, nothing is decoded (arXiv 2309.00267 §3.1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from rlaif.core.errors import InvalidInputError
+from rlaif.core.preference import (
+    AbstentionReason,
+    OrderVote,
+    PairLabel,
+    PrincipleVote,
+    abstain,
+    combine_orders,
+    combine_principles,
+    order_vote,
+)
+from rlaif.core.reward import ResponseScore, combine_scores, principle_score
+from rlaif.core.template import SCORE_LABELS, VERDICT_LABELS, JudgeTemplate
+from rlaif.engine.protocol import ChoiceLogprobs, ChoiceRequest, Engine, TokenIds
+from rlaif.judge.injection import injection_suspected
+from rlaif.judge.tasks import Task
+
+RunChoices = Callable[[Sequence[ChoiceRequest]], Awaitable[Sequence[ChoiceLogprobs]]]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The decision on one task."""
+
+    decision: PairLabel | ResponseScore
+    injection_suspected: bool
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What one task asks of the engine: no requests when it abstains beforehand."""
+
+    requests: tuple[ChoiceRequest, ...]
+    injection_suspected: bool
+    abstention_reason: AbstentionReason | None = None
+
+
+class LabellingCore:
+    """Turns tasks into judgements with one engine; `run_choices` is where the engine's batches are formed."""
+
+    def __init__(self, engine: Engine, *, template: JudgeTemplate, run_choices: RunChoices) -> None:
+        self._engine = engine
+        self._template = template
+        self._run_choices = run_choices
+        self._verdict_choices = engine.encode_choices(VERDICT_LABELS)
+        self._score_choices = engine.encode_choices(SCORE_LABELS)
+        self._suffixes: dict[str, TokenIds] = {}
+        # One thread: tokenizers are not safe to share, and long texts must not hold up the event loop.
+        self._planner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge-plan")
+
+    async def decide(self, tasks: Sequence[Task], *, refuse_too_long: bool) -> list[Judgement]:
+        """One judgement a task. A prompt that does not fit is an error with `refuse_too_long`, else an abstention."""
+        loop = asyncio.get_running_loop()
+        plans = await loop.run_in_executor(self._planner, self._plan_all, tasks, refuse_too_long)
+        answers = iter(await self._run_choices([request for plan in plans for request in plan.requests]))
+        return [
+            Judgement(_decide(task, plan, [next(answers) for _ in plan.requests]), plan.injection_suspected)
+            for task, plan in zip(tasks, plans, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Stop the planning thread."""
+        self._planner.shutdown(wait=True)
+
+    def _plan_all(self, tasks: Sequence[Task], refuse_too_long: bool) -> list[_Plan]:
+        return [self._plan(task, refuse_too_long=refuse_too_long) for task in tasks]
+
+    def _plan(self, task: Task, *, refuse_too_long: bool) -> _Plan:
+        suspected = any(injection_suspected(response) for response in task.candidate.responses)
+        if suspected and task.options.abstain_on_injection:
+            return _Plan((), suspected, AbstentionReason.INJECTION_SUSPECTED)
+        requests = self._requests(task)
+        num_tokens = max(map(_num_tokens, requests))
+        if num_tokens <= self._engine.context_length:
+            return _Plan(requests, suspected)
+        if refuse_too_long:
+            limit = self._engine.context_length
+            raise InvalidInputError(
+                f"the judge's prompt of {num_tokens} tokens is longer than its context of {limit}",
+                field="messages",
+                reason="PROMPT_TOO_LONG",
+            )
+        return _Plan((), suspected, AbstentionReason.TOO_LONG)
+
+    def _requests(self, task: Task) -> tuple[ChoiceRequest, ...]:
+        conversation, template = task.candidate.conversation, self._template
+        if task.candidate.form == "score":
+            context = template.rating(conversation, response=task.candidate.responses[0])
+            questions = [template.rating_question(principle.text) for principle in task.principles]
+            return (self._request(context, questions, self._score_choices),)
+        first, second = task.candidate.responses
+        questions = [template.comparison_question(principle.text) for principle in task.principles]
+        return tuple(
+            self._request(template.comparison(conversation, first=one, second=other), questions, self._verdict_choices)
+            for one, other in ((first, second), (second, first))
+        )
+
+    def _request(self, context: str, questions: Sequence[str], choices: tuple[TokenIds, ...]) -> ChoiceRequest:
+        prefix, first_suffix = self._engine.encode_judge_prompt(context, questions[0])
+        suffixes = [first_suffix, *(self._suffix(question) for question in questions[1:])]
+        return ChoiceRequest(prefix_ids=prefix, suffixes=tuple(suffixes), choices=choices)
+
+    def _suffix(self, question: str) -> TokenIds:
+        """Ids of a question; it is tokenised apart from the context, so they are the same after any context."""
+        if question not in self._suffixes:
+            self._suffixes[question] = self._engine.encode_judge_prompt("", question)[1]
+        return self._suffixes[question]
+
+
+def _num_tokens(request: ChoiceRequest) -> int:
+    return len(request.prefix_ids) + max(map(len, request.suffixes)) + max(map(len, request.choices))
+
+
+def _decide(task: Task, plan: _Plan, answers: Sequence[ChoiceLogprobs]) -> PairLabel | ResponseScore:
+    if task.candidate.form == "score":
+        if plan.abstention_reason is not None:
+            return ResponseScore(None, None, (), plan.abstention_reason)
+        return combine_scores(
+            [
+                principle_score(
+                    principle.principle_id,
+                    weight=principle.weight,
+                    logprobs=logprobs,
+                    min_verdict_mass=task.options.min_verdict_mass,
+                )
+                for principle, logprobs in zip(task.principles, answers[0].logprobs, strict=True)
+            ]
+        )
+    if plan.abstention_reason is not None:
+        return abstain(plan.abstention_reason)
+    shown_first, shown_second = answers
+    return combine_principles(
+        [
+            _vote(task, index, shown_first=shown_first.logprobs[index], shown_second=shown_second.logprobs[index])
+            for index in range(len(task.principles))
+        ]
+    )
+
+
+def _vote(task: Task, index: int, *, shown_first: Sequence[float], shown_second: Sequence[float]) -> PrincipleVote:
+    principle = task.principles[index]
+    return combine_orders(
+        principle.principle_id,
+        weight=principle.weight,
+        first_shown_first=_order_vote(shown_first),
+        second_shown_first=_order_vote(shown_second),
+        min_verdict_mass=task.options.min_verdict_mass,
+    )
+
+
+def _order_vote(logprobs: Sequence[float]) -> OrderVote | None:
+    one, two = logprobs
+    return order_vote(one, two)

@@ -1,0 +1,89 @@
+"""What the judge counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from rlaif.runtime.telemetry import REGISTRY
+from rlaif.v1 import judge_service_pb2, ledger_service_pb2
+
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+@dataclass(frozen=True)
+class JudgeMetrics:
+    """Labels by what they say, and how the engine's batches go."""
+
+    labels: Counter
+    abstentions: Counter
+    order_inconsistent: Counter
+    injections: Counter
+    ledger_hits: Counter
+    batch_prompts: Histogram
+    engine_seconds: Histogram
+    queue_prompts: Gauge
+
+    def count_label(self, label: ledger_service_pb2.Label) -> None:
+        """Counts a label that was just made."""
+        if label.HasField("verdict"):
+            outcome = _suffix(judge_service_pb2.Preference.Name(label.verdict.preference), "PREFERENCE_")
+            form, reason, suspected = "compare", label.verdict.abstention_reason, label.verdict.injection_suspected
+            if outcome != "abstain" and not label.verdict.order_consistent:
+                self.order_inconsistent.inc()
+        else:
+            outcome = "scored" if label.score.HasField("expected") else "abstain"
+            form, reason, suspected = "score", label.score.abstention_reason, label.score.injection_suspected
+        self.labels.labels(form=form, outcome=outcome).inc()
+        if outcome == "abstain":
+            name = _suffix(judge_service_pb2.AbstentionReason.Name(reason), "ABSTENTION_REASON_")
+            self.abstentions.labels(form=form, reason=name).inc()
+        if suspected:
+            self.injections.labels(form=form).inc()
+
+
+@cache
+def judge_metrics() -> JudgeMetrics:
+    """The judge's metrics, made once a process."""
+    return JudgeMetrics(
+        labels=Counter("rlaif_judge_labels_total", "Labels made.", ["form", "outcome"], registry=REGISTRY),
+        abstentions=Counter(
+            "rlaif_judge_abstentions_total", "Labels without a verdict.", ["form", "reason"], registry=REGISTRY
+        ),
+        order_inconsistent=Counter(
+            "rlaif_judge_order_inconsistent_total",
+            "Comparisons whose verdict changed with the order of presentation.",
+            registry=REGISTRY,
+        ),
+        injections=Counter(
+            "rlaif_judge_injections_suspected_total",
+            "Labels on responses that address the judge.",
+            ["form"],
+            registry=REGISTRY,
+        ),
+        ledger_hits=Counter(
+            "rlaif_judge_ledger_hits_total", "Decisions answered from the ledger.", ["form"], registry=REGISTRY
+        ),
+        batch_prompts=Histogram(
+            "rlaif_judge_batch_prompts",
+            "Judge prompts in one engine batch: one a presentation order and principle.",
+            buckets=_BATCH_BUCKETS,
+            registry=REGISTRY,
+        ),
+        engine_seconds=Histogram(
+            "rlaif_judge_engine_seconds",
+            "Time of one engine batch.",
+            buckets=_SECONDS_BUCKETS,
+            registry=REGISTRY,
+        ),
+        queue_prompts=Gauge(
+            "rlaif_judge_queue_prompts", "Presentations waiting for an engine batch.", registry=REGISTRY
+        ),
+    )
+
+
+def _suffix(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix).lower()

@@ -1,0 +1,171 @@
+"""Requests off the wire into checked candidates and options; what is wrong is named by field and limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlaif.core.conversation import Conversation
+from rlaif.core.errors import InvalidInputError, UnsupportedError
+from rlaif.judge.tasks import Candidate, JudgingOptions
+from rlaif.runtime.messages import TextLimits, check_size, read_conversation
+from rlaif.v1 import conversation_pb2, judge_service_pb2
+
+MIN_RANKED, MAX_RANKED = 2, 16
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """How much one request may hold."""
+
+    text: TextLimits
+    max_items: int
+    max_request_bytes: int
+
+
+@dataclass(frozen=True)
+class OptionDefaults:
+    """What the server assumes where a request is silent."""
+
+    min_verdict_mass: float
+    abstain_on_injection: bool
+    keep_texts: bool
+
+
+class RequestReader:
+    """Reads requests under one set of limits and defaults."""
+
+    def __init__(self, limits: RequestLimits, *, defaults: OptionDefaults) -> None:
+        self._limits = limits
+        self._defaults = defaults
+
+    def pair(self, request: judge_service_pb2.CompareResponsesRequest) -> Candidate:
+        """The pair of a single comparison."""
+        return self._pair(request.messages, request.first, request.second, prefix="")
+
+    def pairs(self, request: judge_service_pb2.BatchCompareResponsesRequest) -> list[Candidate]:
+        """The pairs of a batch."""
+        self._check_count(len(request.pairs), field="pairs")
+        candidates = [
+            self._pair(pair.messages, pair.first, pair.second, prefix=f"pairs[{index}].")
+            for index, pair in enumerate(request.pairs)
+        ]
+        self._check_total(candidates, field="pairs")
+        return candidates
+
+    def response(self, request: judge_service_pb2.ScoreResponseRequest) -> Candidate:
+        """The response of a single score."""
+        conversation = self._conversation(request.messages, field="messages")
+        self._check_response(request.response, field="response")
+        return Candidate(conversation, (request.response,))
+
+    def responses(self, request: judge_service_pb2.BatchScoreResponsesRequest) -> list[Candidate]:
+        """The responses of a batch; a response may be empty."""
+        self._check_count(len(request.responses), field="responses")
+        candidates = []
+        for index, item in enumerate(request.responses):
+            conversation = self._conversation(item.messages, field=f"responses[{index}].messages")
+            self._check_size(item.response, field=f"responses[{index}].response")
+            candidates.append(Candidate(conversation, (item.response,)))
+        self._check_total(candidates, field="responses")
+        return candidates
+
+    def ranked(self, request: judge_service_pb2.RankResponsesRequest) -> tuple[Conversation, tuple[str, ...]]:
+        """Conversation and responses of a ranking."""
+        conversation = self._conversation(request.messages, field="messages")
+        if not MIN_RANKED <= len(request.responses) <= MAX_RANKED:
+            raise InvalidInputError(
+                f"{len(request.responses)} responses cannot be ranked; {MIN_RANKED} to {MAX_RANKED} can",
+                field="responses",
+            )
+        seen: dict[str, int] = {}
+        for index, response in enumerate(request.responses):
+            self._check_response(response, field=f"responses[{index}]")
+            if response in seen:
+                raise InvalidInputError(
+                    f"the response equals responses[{seen[response]}]",
+                    field=f"responses[{index}]",
+                    reason="IDENTICAL_RESPONSES",
+                )
+            seen[response] = index
+        return conversation, tuple(request.responses)
+
+    def options(self, options: judge_service_pb2.JudgeOptions) -> JudgingOptions:
+        """Options with the server's defaults filled in."""
+        if options.reasoning or options.num_reasoning_samples:
+            raise UnsupportedError(
+                "this judge does not write a rationale before its verdict",
+                reason="REASONING_UNSUPPORTED",
+                field="options.reasoning" if options.reasoning else "options.num_reasoning_samples",
+            )
+        mass = self._defaults.min_verdict_mass
+        if options.HasField("min_verdict_mass"):
+            mass = options.min_verdict_mass
+            if not (math.isfinite(mass) and 0 <= mass <= 1):
+                raise InvalidInputError(f"{mass} is not a probability in [0, 1]", field="options.min_verdict_mass")
+        seen = set()
+        for index, principle_id in enumerate(options.principle_ids):
+            if principle_id in seen:
+                raise InvalidInputError(
+                    f"principle {principle_id!r} stands twice", field=f"options.principle_ids[{index}]"
+                )
+            seen.add(principle_id)
+        return JudgingOptions(
+            principle_ids=tuple(options.principle_ids),
+            num_sampled_principles=options.num_sampled_principles,
+            seed=options.seed,
+            min_verdict_mass=mass,
+            abstain_on_injection=self._defaults.abstain_on_injection,
+            keep_texts=self._keep_texts(options.record),
+            ignore_recorded=options.ignore_recorded,
+        )
+
+    def _keep_texts(self, record: int) -> bool:
+        if record == judge_service_pb2.RECORD_MODE_UNSPECIFIED:
+            return self._defaults.keep_texts
+        if record not in (judge_service_pb2.RECORD_MODE_DIGESTS, judge_service_pb2.RECORD_MODE_TEXTS):
+            raise InvalidInputError(f"{record} is no record mode", field="options.record")
+        return record == judge_service_pb2.RECORD_MODE_TEXTS
+
+    def _pair(self, messages: Sequence[conversation_pb2.Message], first: str, second: str, *, prefix: str) -> Candidate:
+        conversation = self._conversation(messages, field=f"{prefix}messages")
+        self._check_response(first, field=f"{prefix}first")
+        self._check_response(second, field=f"{prefix}second")
+        if first == second:
+            raise InvalidInputError(
+                "both responses are the same; there is nothing to prefer",
+                field=f"{prefix}second",
+                reason="IDENTICAL_RESPONSES",
+            )
+        return Candidate(conversation, (first, second))
+
+    def _conversation(self, messages: Sequence[conversation_pb2.Message], *, field: str) -> Conversation:
+        return read_conversation(messages, field=field, limits=self._limits.text)
+
+    def _check_response(self, response: str, *, field: str) -> None:
+        if not response.strip():
+            raise InvalidInputError("the response is empty", field=field)
+        self._check_size(response, field=field)
+
+    def _check_size(self, text: str, *, field: str) -> None:
+        check_size(text, field=field, limits=self._limits.text)
+
+    def _check_count(self, num_items: int, *, field: str) -> None:
+        if not 1 <= num_items <= self._limits.max_items:
+            raise InvalidInputError(
+                f"{num_items} items are outside the limits of 1 to {self._limits.max_items}", field=field
+            )
+
+    def _check_total(self, candidates: Sequence[Candidate], *, field: str) -> None:
+        total = sum(
+            sum(len(message.content.encode()) for message in candidate.conversation)
+            + sum(len(response.encode()) for response in candidate.responses)
+            for candidate in candidates
+        )
+        if total > self._limits.max_request_bytes:
+            raise InvalidInputError(
+                f"{total} bytes of text are more than the limit of {self._limits.max_request_bytes} a request",
+                field=field,
+                reason="REQUEST_TOO_LARGE",
+            )

@@ -1,0 +1,139 @@
+"""What the judge is asked to decide, checked and free of wire types, and the digest that names each decision."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlaif.core.canonical import canonical_json, digest, sha256_hex
+from rlaif.core.constitution import Constitution, Principle
+from rlaif.core.conversation import Conversation, to_json
+from rlaif.core.errors import InvalidInputError
+
+_SCHEMA = 1
+"""Raise it when the meaning of a recorded label changes, so that old labels no longer answer new requests."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A conversation and what is to be judged: one response (score) or two (comparison)."""
+
+    conversation: Conversation
+    responses: tuple[str, ...]
+
+    @property
+    def form(self) -> str:
+        """ "compare" or "score"."""
+        return "compare" if len(self.responses) == 2 else "score"
+
+    @property
+    def conversation_sha256(self) -> str:
+        """Digest of the conversation's canonical JSON."""
+        return digest(to_json(self.conversation))
+
+    @property
+    def response_sha256s(self) -> tuple[str, ...]:
+        """Digest of each response's UTF-8 bytes."""
+        return tuple(sha256_hex(response.encode()) for response in self.responses)
+
+
+@dataclass(frozen=True)
+class JudgingOptions:
+    """How to judge, with the server's defaults filled in."""
+
+    principle_ids: tuple[str, ...] = ()
+    num_sampled_principles: int = 0
+    seed: int = 0
+    min_verdict_mass: float = 0.0
+    abstain_on_injection: bool = False
+    keep_texts: bool = False
+    ignore_recorded: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """One decision to make. `seed` is 0 when nothing is drawn."""
+
+    candidate: Candidate
+    constitution: Constitution
+    principles: tuple[Principle, ...]
+    seed: int
+    options: JudgingOptions
+    request_sha256: str
+
+
+@dataclass(frozen=True)
+class JudgeFingerprint:
+    """What of the judge itself decides a label. An empty model digest makes every label its own."""
+
+    model_digest: str
+    template_sha256: str
+    calibration: str = ""
+    panel: tuple[str, ...] = ()
+
+
+def make_tasks(
+    candidates: Sequence[Candidate],
+    *,
+    constitution: Constitution,
+    options: JudgingOptions,
+    fingerprint: JudgeFingerprint,
+) -> list[Task]:
+    """One task a candidate; a task does not depend on its neighbours, so a batch decides as single calls do."""
+    chosen = constitution.select(options.principle_ids)
+    if options.num_sampled_principles > len(chosen):
+        raise InvalidInputError(
+            f"{options.num_sampled_principles} principles cannot be drawn from {len(chosen)}",
+            field="options.num_sampled_principles",
+        )
+    sampled = 0 < options.num_sampled_principles < len(chosen)
+    repeatable = bool(fingerprint.model_digest) and not options.ignore_recorded
+    seed = options.seed if sampled else 0
+    common = {
+        "schema": _SCHEMA,
+        "judge": fingerprint.model_digest,
+        "panel": list(fingerprint.panel),
+        "calibration": fingerprint.calibration,
+        "template": fingerprint.template_sha256,
+        "constitution": constitution.sha256,
+        "seed": seed,
+        "min_verdict_mass": options.min_verdict_mass,
+        "abstain_on_injection": options.abstain_on_injection,
+        "reasoning": False,
+        "nonce": "" if repeatable else uuid.uuid4().hex,
+    }
+    tasks = []
+    for candidate in candidates:
+        principles = chosen
+        if sampled:
+            principles = constitution.select(
+                options.principle_ids,
+                num_sampled=options.num_sampled_principles,
+                seed=_draw_seed(options.seed, constitution, candidate),
+            )
+        request: dict[str, Any] = {
+            **common,
+            "principles": [principle.principle_id for principle in principles],
+            "messages": to_json(candidate.conversation),
+            "responses": list(candidate.responses),
+        }
+        tasks.append(
+            Task(
+                candidate=candidate,
+                constitution=constitution,
+                principles=principles,
+                seed=seed,
+                options=options,
+                request_sha256=sha256_hex(canonical_json(request)),
+            )
+        )
+    return tasks
+
+
+def _draw_seed(seed: int, constitution: Constitution, candidate: Candidate) -> int:
+    """Every candidate draws its own principles, the same in whichever order its responses stand."""
+    key = [seed, constitution.sha256, candidate.conversation_sha256, sorted(candidate.response_sha256s)]
+    return int.from_bytes(hashlib.sha256(canonical_json(key)).digest()[:8], "big")

@@ -1,0 +1,235 @@
+"""What happens around every call: token, trace, deadline, metrics, and errors as google.rpc.Status."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn
+
+import grpc
+
+from rlaif.core.errors import DeadlineError, RlaifError, UnauthenticatedError, UnavailableError, UnsupportedError
+from rlaif.runtime import status
+from rlaif.runtime.context import CallContext, call_from_traceparent, enter_call
+from rlaif.runtime.logging import EventLogger
+from rlaif.runtime.telemetry import request_metrics
+
+_log = EventLogger(__name__)
+_HEALTH = "/grpc.health."
+_REFLECTION = "/grpc.reflection."
+
+Behavior = Callable[[Any, Any], Any]
+Handler = Any  # grpc.RpcMethodHandler, whose four behaviours the stubs do not tell apart
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # serves every message type
+    """Wraps every handler of a server once.
+
+    Servicers are `async`, raise core errors and simply leave out what they do not serve: a method that is not
+    overridden answers UNIMPLEMENTED with reason NOT_SERVED. Health is exempt from everything, reflection from all
+    but the token.
+    """
+
+    def __init__(self, service: str, *, token: str | None, default_deadline_seconds: float) -> None:
+        self._service = service
+        self._token_sha256 = _sha256(token) if token else None
+        self._default_deadline_seconds = default_deadline_seconds
+        self._metrics = request_metrics(service)
+        self._handlers: dict[str, Handler] = {}
+        self._num_in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.accepting = False
+        """Calls are answered UNAVAILABLE until this is set."""
+
+    async def wait_idle(self) -> None:
+        """Returns once no call is being served."""
+        await self._idle.wait()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        method = handler_call_details.method
+        if method not in self._handlers:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return grpc.unary_unary_rpc_method_handler(self._around("unknown", _refuse_unknown(method)))
+            self._handlers[method] = self._wrap(method, handler)
+        return self._handlers[method]
+
+    def _wrap(self, method: str, handler: Any) -> Handler:
+        if method.startswith(_HEALTH):
+            return handler
+        codecs = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        name = method.removeprefix("/").rpartition(".")[2]
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(self._around(name, handler.unary_unary), **codecs)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(self._around(name, _writing(handler.unary_stream)), **codecs)
+        assert method.startswith(_REFLECTION), f"{method}: client streams are not supported"
+        return grpc.stream_stream_rpc_method_handler(self._guarded(handler.stream_stream), **codecs)
+
+    def _around(self, name: str, behavior: Behavior) -> Behavior:
+        if inspect.unwrap(behavior).__module__.endswith("_pb2_grpc"):
+            behavior = _refuse_unserved(name, service=self._service)
+
+        async def serve(request: Any, context: Any) -> Any:
+            started = time.perf_counter()
+            code = grpc.StatusCode.OK
+            self._begin()
+            # The trace starts first, so that refusals are logged and answered within it.
+            call = _enter(context)
+            try:
+                self._check(context, call)
+                return await self._within_deadline(behavior, request, context, call)
+            except asyncio.CancelledError:
+                expired = call.deadline is not None and call.deadline <= time.monotonic()
+                code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
+                raise
+            except grpc.aio.AbortError:
+                code = context.code()
+                raise
+            except RlaifError as error:
+                code = status.code_of(error)
+                # A fault of ours needs its cause; a refusal does not.
+                write = _log.exception if code is grpc.StatusCode.INTERNAL else _log.info
+                write("call failed", method=name, code=code.name, reason=error.reason, error=error.message)
+                await _abort(context, call, status.to_status(error), code)
+            except Exception:  # noqa: BLE001 - the caller must learn nothing of it, the log everything
+                code = grpc.StatusCode.INTERNAL
+                _log.exception("call crashed", method=name)
+                await _abort(context, call, status.internal_status(), code)
+            finally:
+                self._metrics.requests.labels(method=name, code=code.name).inc()
+                self._metrics.seconds.labels(method=name).observe(time.perf_counter() - started)
+                self._end()
+
+        return serve
+
+    def _guarded(self, behavior: Behavior) -> Behavior:
+        async def serve(requests: Any, context: Any) -> AsyncIterator[Any]:
+            call = _enter(context)
+            try:
+                self._authenticate(context)
+            except UnauthenticatedError as error:
+                await _abort(context, call, status.to_status(error), status.code_of(error))
+            async for response in behavior(requests, context):
+                yield response
+
+        return serve
+
+    async def _within_deadline(self, behavior: Behavior, request: Any, context: Any, call: CallContext) -> Any:
+        if call.deadline is not None:
+            # gRPC cancels this task when the caller's own deadline passes.
+            enter_call(call)
+            return await behavior(request, context)
+        seconds = self._default_deadline_seconds
+        deadline = time.monotonic() + seconds
+        enter_call(CallContext(call.trace_id, call.span_id, call.trace_flags, call.actor, deadline))
+        try:
+            async with asyncio.timeout(seconds) as scope:
+                return await behavior(request, context)
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            raise DeadlineError(
+                f"the call took longer than {seconds:g} s, the default for callers that set no deadline",
+                reason="DEFAULT_DEADLINE_EXCEEDED",
+            ) from error
+
+    def _check(self, context: Any, call: CallContext) -> None:
+        self._authenticate(context)
+        if not self.accepting:
+            raise UnavailableError(f"{self._service} is starting or stopping", reason="NOT_READY")
+
+    def _authenticate(self, context: Any) -> None:
+        if self._token_sha256 is None:
+            return
+        scheme, _, token = _header(context, "authorization").partition(" ")
+        # Digests have one length, so the comparison tells nothing of the token's.
+        if scheme.lower() != "bearer" or not hmac.compare_digest(_sha256(token), self._token_sha256):
+            raise UnauthenticatedError("the call needs a valid bearer token in its authorization metadata")
+
+    def _begin(self) -> None:
+        self._num_in_flight += 1
+        self._idle.clear()
+        self._metrics.in_flight.inc()
+
+    def _end(self) -> None:
+        self._num_in_flight -= 1
+        self._metrics.in_flight.dec()
+        if self._num_in_flight == 0:
+            self._idle.set()
+
+
+def _enter(context: Any) -> CallContext:
+    seconds = context.time_remaining()
+    deadline = None if seconds is None else time.monotonic() + seconds
+    call = call_from_traceparent(_header(context, "traceparent"), actor=_actor(context), deadline=deadline)
+    enter_call(call)
+    context.set_trailing_metadata((("traceparent", call.traceparent),))
+    return call
+
+
+def _actor(context: Any) -> str:
+    """Who calls: the name in the client's certificate, else the token's fingerprint, else "anonymous"."""
+    for name in context.auth_context().get("x509_common_name", ()):
+        return f"certificate:{name.decode(errors='replace')}"
+    token = _header(context, "authorization").partition(" ")[2]
+    return f"token:{_sha256(token).hex()[:12]}" if token else "anonymous"
+
+
+def _header(context: Any, name: str) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == name and isinstance(value, str):
+            return value
+    return ""
+
+
+def _writing(behavior: Behavior) -> Behavior:
+    """A streaming behaviour that writes its responses itself, so that sending them counts towards the deadline."""
+    if not inspect.isasyncgenfunction(behavior):
+        return behavior
+
+    async def write(request: Any, context: Any) -> None:
+        async for response in behavior(request, context):
+            await context.write(response)
+
+    return write
+
+
+def _refuse_unserved(name: str, *, service: str) -> Behavior:
+    async def refuse(request: Any, context: Any) -> NoReturn:
+        raise UnsupportedError(
+            f"{name.replace('/', '.')} is not served by this {service} service",
+            reason="NOT_SERVED",
+            metadata={"method": name},
+        )
+
+    return refuse
+
+
+def _refuse_unknown(method: str) -> Behavior:
+    async def refuse(request: Any, context: Any) -> NoReturn:
+        raise UnsupportedError(f"there is no method {method}", reason="UNKNOWN_METHOD", metadata={"method": method})
+
+    return refuse
+
+
+async def _abort(context: Any, call: CallContext, answer: Any, code: grpc.StatusCode) -> NoReturn:
+    trailers = (*status.trailers(answer), ("traceparent", call.traceparent))
+    await context.abort(code, answer.message, trailers)
+    raise AssertionError("abort returned")
+
+
+def _sha256(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

@@ -1,0 +1,254 @@
+"""One way to serve: bind, announce, load, serve until told to stop, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import ssl
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from rlaif.core.errors import InvalidInputError, RlaifError, SettingsError
+from rlaif.runtime.addresses import cannot_listen, check_free, is_loopback, join_address, split_address
+from rlaif.runtime.artifacts import atomic_write_text
+from rlaif.runtime.health import Health
+from rlaif.runtime.interceptors import CallInterceptor
+from rlaif.runtime.logging import EventLogger, configure_logging
+from rlaif.runtime.metrics_endpoint import serve_metrics
+from rlaif.runtime.settings import ListenSettings, TlsSettings, read_file, read_token
+
+_log = EventLogger(__name__)
+
+# Time for the last answers to leave once no call is in flight.
+_FLUSH_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Service:
+    """What one process serves."""
+
+    name: str
+    """Short name in logs and metrics, for example "judge"."""
+    grpc_services: tuple[str, ...]
+    """Full names of the gRPC services, for example ("rlaif.v1.JudgeService",)."""
+    register: Callable[[grpc.aio.Server], None]
+    """Adds the servicers. Methods a servicer does not override answer UNIMPLEMENTED with reason NOT_SERVED."""
+    start: Callable[[], Awaitable[None]]
+    """Loads what is needed to serve; health says SERVING, and calls are let in, only once it has returned."""
+    stop: Callable[[], Awaitable[None]]
+    """Frees it; also called when `start` failed."""
+
+
+def run(service: Service, listen: ListenSettings) -> int:
+    """Serves until SIGTERM or SIGINT, drains, and gives the exit code.
+
+    0 after a drain; 2 when settings are wrong or a port is in use; 1 when the service could not start. A second
+    signal ends the process at once.
+    """
+    configure_logging(service.name, level=listen.log_level)
+    try:
+        asyncio.run(_run(service, listen))
+    except (SettingsError, InvalidInputError) as error:
+        return _fail(f"{service.name}: {error.message}", code=2)
+    except RlaifError as error:
+        _log.exception("service cannot serve")
+        return _fail(f"{service.name}: {error.message}", code=1)
+    except Exception as error:  # noqa: BLE001 - the last resort of a process
+        _log.exception("service crashed")
+        return _fail(f"{service.name}: cannot serve: {error}", code=1)
+    return 0
+
+
+@asynccontextmanager
+async def serving(service: Service, listen: ListenSettings) -> AsyncIterator[Server]:
+    """The service, ready, for as long as the block runs; drained at its end."""
+    server = Server(service, listen)
+    try:
+        await server.bind()
+        await server.start()
+        yield server
+    finally:
+        await server.stop()
+
+
+class Server:
+    """A service bound to its ports. `address` and `metrics_address` are set by `bind`."""
+
+    def __init__(self, service: Service, listen: ListenSettings) -> None:
+        self._service = service
+        self._listen = listen
+        self._grpc: grpc.aio.Server | None = None
+        self._metrics: asyncio.Server | None = None
+        self._health = Health(service.grpc_services)
+        self._calls = CallInterceptor(
+            service.name,
+            token=read_token(listen.token_path),
+            default_deadline_seconds=listen.default_deadline_seconds,
+        )
+        self.address = ""
+        self.metrics_address: str | None = None
+
+    async def bind(self) -> None:
+        """Takes the ports and announces them; health answers NOT_SERVING from here on."""
+        listen, names = self._listen, self._service.grpc_services
+        server = grpc.aio.server(interceptors=[self._calls], options=_options(listen))
+        self._service.register(server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection([*names, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)
+        self.address = _bind(server, listen)
+        self._grpc = server
+        if listen.metrics_address:
+            self.metrics_address = await self._bind_metrics(listen.metrics_address)
+        await server.start()
+        self._announce()
+        _warn_if_open(self._service.name, listen)
+
+    async def start(self) -> None:
+        """Loads the service, then lets calls in."""
+        await self._service.start()
+        self._calls.accepting = True
+        await self._health.set_serving(serving=True)
+        _log.info("serving", address=self.address, metrics_address=self.metrics_address)
+
+    async def stop(self) -> None:
+        """Refuses new calls, lets those in flight finish within the drain time, frees everything."""
+        await self._health.close()
+        if self._grpc is not None:
+            await self._drain(self._grpc)
+        await self._service.stop()
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._listen.announce_path is not None and self.address:
+            self._listen.announce_path.unlink(missing_ok=True)
+
+    async def _drain(self, server: grpc.aio.Server) -> None:
+        stopping = asyncio.ensure_future(server.stop(self._listen.drain_seconds))
+        idle = asyncio.ensure_future(self._calls.wait_idle())
+        await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        # What is left are reflection streams, which may never end by themselves.
+        await asyncio.wait({stopping}, timeout=_FLUSH_SECONDS)
+        await server.stop(0)
+        await stopping
+
+    async def _bind_metrics(self, address: str) -> str:
+        host, port = split_address(address)
+        try:
+            bound, self._metrics = await serve_metrics(host=host, port=port)
+        except OSError as error:
+            raise cannot_listen(address, key="listen.metrics_address", error=error) from error
+        return join_address(host, bound)
+
+    def _announce(self) -> None:
+        if self._listen.announce_path is None:
+            return
+        announcement = {
+            "service": self._service.name,
+            "address": self.address,
+            "metrics_address": self.metrics_address,
+            "pid": os.getpid(),
+        }
+        atomic_write_text(self._listen.announce_path, json.dumps(announcement) + "\n")
+
+
+async def _run(service: Service, listen: ListenSettings) -> None:
+    told_to_stop = _watch_signals()
+    server = Server(service, listen)
+    try:
+        await server.bind()
+        starting = asyncio.ensure_future(server.start())
+        stopping = asyncio.ensure_future(told_to_stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            await _abandon(server, starting)
+        starting.result()
+        await stopping
+        _log.info("draining", seconds=listen.drain_seconds)
+    finally:
+        await server.stop()
+    _log.info("stopped")
+
+
+async def _abandon(server: Server, starting: asyncio.Future[None]) -> None:
+    starting.cancel()
+    await server.stop()
+    _log.info("stopped before it served")
+    # A model that is still loading in a thread cannot be interrupted, and nothing it does matters any more.
+    logging.shutdown()
+    os._exit(0)
+
+
+def _watch_signals() -> asyncio.Event:
+    told_to_stop = asyncio.Event()
+
+    def stop(number: int) -> None:
+        if told_to_stop.is_set():
+            os._exit(128 + number)
+        told_to_stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    return told_to_stop
+
+
+def _bind(server: grpc.aio.Server, listen: ListenSettings) -> str:
+    key = "listen.address"
+    credentials = _credentials(listen.tls) if listen.tls else None
+    check_free(listen.address, key=key)
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(listen.address)
+        else:
+            port = server.add_secure_port(listen.address, credentials)
+    except RuntimeError as error:
+        raise SettingsError(f"cannot listen on {listen.address} ({key})", reason="CANNOT_LISTEN", field=key) from error
+    return join_address(split_address(listen.address)[0], port)
+
+
+def _credentials(tls: TlsSettings) -> grpc.ServerCredentials:
+    certificate = read_file(tls.certificate_path, key="listen.tls.certificate_path")
+    key = read_file(tls.key_path, key="listen.tls.key_path")
+    client_ca = read_file(tls.client_ca_path, key="listen.tls.client_ca_path") if tls.client_ca_path else None
+    try:
+        # gRPC takes a bad pair without a word and then fails every handshake.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate_path, tls.key_path)
+    except ssl.SSLError as error:
+        raise SettingsError(
+            f"listen.tls: {tls.certificate_path} and {tls.key_path} are no certificate and its key ({error.reason})",
+            field="listen.tls",
+        ) from error
+    return grpc.ssl_server_credentials(
+        [(key, certificate)], root_certificates=client_ca, require_client_auth=client_ca is not None
+    )
+
+
+def _options(listen: ListenSettings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", listen.max_message_bytes),
+        ("grpc.max_send_message_length", listen.max_message_bytes),
+        # Two processes on one port would share its calls silently.
+        ("grpc.so_reuseport", 0),
+        # Our clients ping every 30 s; the default of 300 s would have the server hang up on them.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _warn_if_open(name: str, listen: ListenSettings) -> None:
+    client_ca = listen.tls.client_ca_path if listen.tls else None
+    if not is_loopback(split_address(listen.address)[0]) and not read_token(listen.token_path) and not client_ca:
+        _log.warning("anyone who reaches the address may call", address=listen.address, service=name)
+
+
+def _fail(sentence: str, *, code: int) -> int:
+    sys.stderr.write(f"{sentence}\n")
+    return code

@@ -1,0 +1,232 @@
+"""Settings every process shares, and how they are read: one YAML file, `--set key=value`, secrets from outside."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from rlaif.core.errors import SettingsError
+from rlaif.runtime.addresses import split_address
+
+TOKEN_VARIABLE = "RLAIF_TOKEN"  # noqa: S105 - the name of the variable, not the secret
+
+PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class SettingsModel(BaseModel):
+    """Base of all settings: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TlsSettings(SettingsModel):
+    """Certificates of a server."""
+
+    certificate_path: Path
+    """PEM certificate chain of the server."""
+    key_path: Path
+    """PEM private key of the server."""
+    client_ca_path: Path | None = None
+    """PEM certificates that must have signed a client's certificate; unset means clients need none."""
+
+
+class ListenSettings(SettingsModel):
+    """How a service is reached and how it stops."""
+
+    address: str = "127.0.0.1:0"
+    """Where gRPC listens, host:port; port 0 takes a free one."""
+    metrics_address: str | None = "127.0.0.1:0"
+    """Where Prometheus reads /metrics, host:port; null for nowhere."""
+    announce_path: Path | None = None
+    """File that gets the bound addresses and the process id as JSON."""
+    tls: TlsSettings | None = None
+    """Certificates; null for plaintext."""
+    token_path: Path | None = None
+    """File with the bearer token callers must send; RLAIF_TOKEN does the same; neither means no token."""
+    max_message_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=1024**3)
+    """Largest message received or sent, bytes."""
+    default_deadline_seconds: PositiveSeconds = 60.0
+    """Deadline of a call whose caller set none."""
+    drain_seconds: float = Field(default=20.0, ge=0, allow_inf_nan=False)
+    """How long calls in flight may finish after SIGTERM."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severe record that is logged."""
+
+    @field_validator("address", "metrics_address")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            split_address(value)
+        return value
+
+
+class ClientSettings(SettingsModel):
+    """How to reach a service."""
+
+    target: str = Field(min_length=1)
+    """gRPC target, for example "127.0.0.1:50051" or "dns:///rlaif-judge:50051"."""
+    tls_ca_path: Path | None = None
+    """PEM certificates to trust; unset means plaintext."""
+    tls_certificate_path: Path | None = None
+    """PEM certificate chain of this client, where the server asks for one."""
+    tls_key_path: Path | None = None
+    """PEM private key of this client."""
+    token_path: Path | None = None
+    """File with the bearer token to send; RLAIF_TOKEN does the same; neither means no token."""
+    timeout_seconds: PositiveSeconds = 60.0
+    """Deadline of each call, unless the call sets its own."""
+    max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=1024**3)
+    """Largest message sent or received, bytes."""
+
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def load_settings(model_class: type[Settings], path: Path | None = None, overrides: Sequence[str] = ()) -> Settings:
+    """Checked settings from a YAML file, then overrides such as "listen.address=0.0.0.0:50051".
+
+    Raises SettingsError, whose message names the file, the key and the fix.
+    """
+    source = str(path) if path else "settings"
+    values = _read_yaml(path) if path else {}
+    for override in overrides:
+        _apply_override(values, override)
+    try:
+        return model_class.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(model_class, problem) for problem in error.errors()]
+        first = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise SettingsError(f"{source}: {'; '.join(problems)}", field=first) from error
+
+
+def settings_from_command_line(
+    model_class: type[Settings], *, program: str, arguments: Sequence[str] | None = None
+) -> Settings:
+    """Settings of `program --config FILE [--set key=value …]`; wrong ones end the process with code 2."""
+    parser = argparse.ArgumentParser(prog=program, description=f"Runs {program} until it is stopped.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="one setting, dotted key"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        return load_settings(model_class, options.config, options.overrides)
+    except SettingsError as error:
+        _exit(f"{program}: {error.message}")
+
+
+def read_token(token_path: Path | None) -> str | None:
+    """The bearer token from the file, else from RLAIF_TOKEN; None when neither is set."""
+    if token_path is None:
+        token, source = os.environ.get(TOKEN_VARIABLE), TOKEN_VARIABLE
+        if not token:
+            return None
+    else:
+        token, source = read_file(token_path, key="token_path").decode("utf-8", "replace"), str(token_path)
+    token = token.strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise SettingsError(f"{source} must hold one line of printable ASCII without spaces", field="token_path")
+    return token
+
+
+def read_file(path: Path, *, key: str) -> bytes:
+    """Bytes of a file that the setting `key` names; SettingsError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{key}: cannot read {path}: {error.strerror}", field=key) from error
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, which YAML would silently take the last of."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return dict(super().construct_mapping(node, deep=deep))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise SettingsError(f"settings file {path} does not exist") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"settings file {path} is not UTF-8") from error
+    except OSError as error:
+        raise SettingsError(f"cannot read settings file {path}: {error.strerror}") from error
+    try:
+        values = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise SettingsError(f"{path}, line {line}: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} must hold keys and values at its top level")
+    return values
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise SettingsError(f"--set {override}: expected KEY=VALUE", field=key or None)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"--set {override}: the value is not YAML", field=key) from error
+    *parents, last = key.split(".")
+    place = values
+    for parent in parents:
+        child = place.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise SettingsError(f"--set {override}: {parent} holds a value, not keys", field=key)
+        place = child
+    place[last] = value
+
+
+def _explain(model_class: type[BaseModel], problem: Any) -> str:
+    location: tuple[Any, ...] = problem["loc"]
+    key = ".".join(str(part) for part in location) or "settings"
+    if problem["type"] == "missing":
+        return f"{key} is required"
+    if problem["type"] == "extra_forbidden":
+        known = list(_known_keys(model_class, location[:-1]))
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+        return f"unknown key {key}; {hint}"
+    return f"{key}: {problem['msg']}"
+
+
+def _known_keys(model_class: type[BaseModel], location: Sequence[Any]) -> Iterator[str]:
+    models: list[type[BaseModel]] = [model_class]
+    for part in location:
+        fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        # Parts that are no field are list positions, dictionary keys or union tags: stay where we are.
+        models = [found for field in fields for found in _models_in(field)] or models
+    for model in models:
+        yield from model.model_fields
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _exit(sentence: str) -> NoReturn:
+    sys.stderr.write(f"{sentence}\n")
+    raise SystemExit(2)

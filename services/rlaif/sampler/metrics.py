@@ -1,0 +1,81 @@
+"""What the sampler counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from rlaif.runtime.telemetry import REGISTRY
+
+_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+@dataclass(frozen=True)
+class SamplerMetrics:
+    """Tokens in and out, the queue, the engine's batches and the policy's versions."""
+
+    prompt_tokens: Counter
+    completion_tokens: Counter
+    completions: Counter
+    queue_completions: Gauge
+    queue_wait_seconds: Histogram
+    batch_completions: Histogram
+    engine_seconds: Histogram
+    policy_version: Gauge
+    desired_policy_version: Gauge
+    policy_load_seconds: Histogram
+    sync_failures: Counter
+
+
+@cache
+def sampler_metrics() -> SamplerMetrics:
+    """The sampler's metrics, made once a process."""
+    return SamplerMetrics(
+        prompt_tokens=Counter(
+            "rlaif_sampler_prompt_tokens_total", "Prompt tokens of requests answered.", registry=REGISTRY
+        ),
+        completion_tokens=Counter(
+            "rlaif_sampler_completion_tokens_total", "Tokens sampled in requests answered.", registry=REGISTRY
+        ),
+        completions=Counter(
+            "rlaif_sampler_completions_total", "Completions sampled.", ["stop_reason"], registry=REGISTRY
+        ),
+        queue_completions=Gauge(
+            "rlaif_sampler_queue_completions", "Completions waiting for an engine batch.", registry=REGISTRY
+        ),
+        queue_wait_seconds=Histogram(
+            "rlaif_sampler_queue_wait_seconds",
+            "Time of a request from its arrival to its engine batch.",
+            buckets=_SECONDS_BUCKETS,
+            registry=REGISTRY,
+        ),
+        batch_completions=Histogram(
+            "rlaif_sampler_batch_completions",
+            "Completions in one engine batch.",
+            buckets=_BATCH_BUCKETS,
+            registry=REGISTRY,
+        ),
+        engine_seconds=Histogram(
+            "rlaif_sampler_engine_seconds", "Time of one engine batch.", buckets=_SECONDS_BUCKETS, registry=REGISTRY
+        ),
+        policy_version=Gauge(
+            "rlaif_sampler_policy_version", "Policy version served, optimiser steps since the base.", registry=REGISTRY
+        ),
+        desired_policy_version=Gauge(
+            "rlaif_sampler_desired_policy_version", "Policy version published on shared storage.", registry=REGISTRY
+        ),
+        policy_load_seconds=Histogram(
+            "rlaif_sampler_policy_load_seconds",
+            "Time to check a published version and swap it in, the wait for samples in flight included.",
+            buckets=_SECONDS_BUCKETS,
+            registry=REGISTRY,
+        ),
+        sync_failures=Counter(
+            "rlaif_sampler_policy_sync_failures_total",
+            "Looks at shared storage that did not end with the published version being served.",
+            registry=REGISTRY,
+        ),
+    )

@@ -1,0 +1,117 @@
+"""Requests off the wire into checked plans; what is wrong is named by field and limit."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlaif.core.conversation import Conversation
+from rlaif.core.errors import InvalidInputError
+from rlaif.engine.protocol import GenerateRequest, TokenIds
+from rlaif.runtime.messages import TextLimits, read_conversation
+from rlaif.v1 import sampler_service_pb2 as pb
+
+MAX_PROMPTS = 1024
+MAX_COMPLETIONS_PER_PROMPT = 64
+MAX_TEMPERATURE = 10.0
+MAX_STOP_SEQUENCES = 8
+MAX_STOP_SEQUENCE_BYTES = 256
+
+SampleRequest = pb.SampleCompletionsRequest | pb.StreamCompletionsRequest
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """How to sample every prompt of a request."""
+
+    num_completions: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    stop_sequences: tuple[str, ...]
+    seed: int
+
+    def requests(self, prompts: Sequence[TokenIds]) -> list[GenerateRequest]:
+        """One engine request a prompt; the prompt's position names its random streams."""
+        return [
+            GenerateRequest(
+                prompt_ids=prompt_ids,
+                num_completions=self.num_completions,
+                max_tokens=self.max_tokens,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                stop_sequences=self.stop_sequences,
+                seed=self.seed,
+                stream=index,
+            )
+            for index, prompt_ids in enumerate(prompts)
+        ]
+
+
+def read_prompts(request: SampleRequest, *, limits: TextLimits) -> list[Conversation]:
+    """The request's prompts, 1 to 1024."""
+    if not 1 <= len(request.prompts) <= MAX_PROMPTS:
+        raise InvalidInputError(f"{len(request.prompts)} prompts; from 1 to {MAX_PROMPTS} are needed", field="prompts")
+    return [
+        read_conversation(prompt.messages, field=f"prompts[{index}].messages", limits=limits)
+        for index, prompt in enumerate(request.prompts)
+    ]
+
+
+def read_plan(request: SampleRequest, *, context_length: int, max_completions: int) -> SamplingPlan:
+    """The request's sampling parameters, defaults filled in; a seed is drawn when there is none."""
+    if not request.HasField("params"):
+        raise InvalidInputError("sampling parameters are required", field="params")
+    params = request.params
+    num_completions = params.num_completions or 1
+    if num_completions > MAX_COMPLETIONS_PER_PROMPT:
+        _refuse(f"{num_completions} is more than {MAX_COMPLETIONS_PER_PROMPT}", "num_completions")
+    if len(request.prompts) * num_completions > max_completions:
+        _refuse(
+            f"{len(request.prompts)} prompts of {num_completions} completions are more than the limit of "
+            f"{max_completions} completions a request",
+            "num_completions",
+        )
+    if not 1 <= params.max_tokens <= context_length:
+        _refuse(f"{params.max_tokens} is not from 1 to {context_length}, the model's context", "max_tokens")
+    temperature = params.temperature if params.HasField("temperature") else 1.0
+    if not (math.isfinite(temperature) and 0 <= temperature <= MAX_TEMPERATURE):
+        _refuse(f"{temperature:g} is not in [0, {MAX_TEMPERATURE:g}]", "temperature")
+    top_p = params.top_p if params.HasField("top_p") else 1.0
+    if not 0 < top_p <= 1:
+        _refuse(f"{top_p:g} is not in (0, 1]", "top_p")
+    return SamplingPlan(
+        num_completions=num_completions,
+        max_tokens=params.max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        stop_sequences=_stop_sequences(params.stop_sequences),
+        seed=params.seed if params.HasField("seed") else secrets.randbits(64),
+    )
+
+
+def check_lengths(prompts: Sequence[TokenIds], *, context_length: int) -> None:
+    """InvalidInputError for a prompt that leaves no room for a completion; prompts are never cut."""
+    for index, prompt_ids in enumerate(prompts):
+        if len(prompt_ids) >= context_length:
+            raise InvalidInputError(
+                f"the prompt has {len(prompt_ids)} tokens; at most {context_length - 1} fit the model's context of "
+                f"{context_length}",
+                reason="PROMPT_TOO_LONG",
+                field=f"prompts[{index}].messages",
+            )
+
+
+def _stop_sequences(stop_sequences: Sequence[str]) -> tuple[str, ...]:
+    if len(stop_sequences) > MAX_STOP_SEQUENCES:
+        _refuse(f"{len(stop_sequences)} are more than {MAX_STOP_SEQUENCES}", "stop_sequences")
+    for index, stop in enumerate(stop_sequences):
+        if not 1 <= len(stop.encode()) <= MAX_STOP_SEQUENCE_BYTES:
+            _refuse(f"a stop sequence has from 1 to {MAX_STOP_SEQUENCE_BYTES} bytes", f"stop_sequences[{index}]")
+    return tuple(stop_sequences)
+
+
+def _refuse(message: str, parameter: str) -> None:
+    raise InvalidInputError(message, field=f"params.{parameter}")

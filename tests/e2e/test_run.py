@@ -1,0 +1,229 @@
+"""`rlaif run` as a user starts it, on the playground and smaller than by default; every process is real."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlaif.cli import guard
+from rlaif.cli.processes import is_running
+
+pytestmark = pytest.mark.slow
+
+SMALL = [
+    "--num-prompts=24",
+    "--steps=4",
+    "--threads=1",
+    "--set=reward_model.epochs=1",
+    "--set=rl.prompts_per_step=6",
+    "--set=rl.completions_per_prompt=4",
+    "--set=rl.checkpoint_every=2",
+    "--set=evaluation.num_harmful=16",
+    "--set=evaluation.num_other=8",
+    "--set=gate.min_cell_labels=1000",
+]
+"""The whole loop in half a minute: nothing is learnt, everything happens."""
+
+
+def start(out: Path, *more: str, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "rlaif.cli.main", "run", "--out", str(out), *SMALL, *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def finish(process: subprocess.Popen[str], *, timeout_seconds: float = 240) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=timeout_seconds)
+    return process.returncode, out, err
+
+
+def run(out: Path, *more: str, **options: Any) -> tuple[int, str, str]:
+    return finish(start(out, *more, **options))
+
+
+def events(root: Path) -> list[dict[str, Any]]:
+    path = root / "events.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], *, timeout_seconds: float = 180) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.02)
+
+
+def reached(root: Path, stage: str, state: str = "started") -> Callable[[], bool]:
+    return lambda: any(event["stage"] == stage and event["state"] == state for event in events(root))
+
+
+def left_running(root: Path) -> list[int]:
+    return guard.owned_pids(f"run:{root}")
+
+
+def announced_pids(root: Path) -> list[int]:
+    return [json.loads(path.read_text())["pid"] for path in (root / "services").glob("*.json")]
+
+
+def trained_digest(root: Path) -> str:
+    digest: str = json.loads((root / "stages" / "train" / "done.json").read_text())["values"]["digest"]
+    return digest
+
+
+def num_labels(root: Path) -> int:
+    """Labels in the ledger, whose chain must be whole."""
+    command = [sys.executable, "-m", "rlaif.cli.main", "ledger", "verify", str(root)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.fullmatch(r"whole: \d+ events, (\d+) labels, head [0-9a-f]{64}\n", said)
+    assert found, said
+    return int(found[1])
+
+
+def text_of(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that nothing disturbed, and what it printed."""
+    root = tmp_path_factory.mktemp("finished") / "run"
+    code, out, err = run(root)
+    assert code == 0, err + out
+    return root, out
+
+
+def test_a_run_ends_with_a_report_its_figures_and_nothing_running(finished: tuple[Path, str]) -> None:
+    root, out = finished
+    report = json.loads((root / "report.json").read_text())
+    assert report["outcome"] == "finished"
+    assert report["win_rate"]["value"] is not None
+    assert report["peak_rss_bytes"] > 2**28
+    assert set(report["seconds"]) >= {"sample", "judge", "gate", "reward_model", "train", "evaluate"}
+    for name in ("run.json", "labels.jsonl", "ledger.sqlite", "metrics.jsonl", "report.html", "constitution.yaml"):
+        assert (root / name).stat().st_size > 0
+    assert "train          step 4/4" in out
+    assert "win rate" in out
+    assert left_running(root) == []
+    assert not any(map(is_running, announced_pids(root)))
+    assert num_labels(root) > 0
+
+
+def test_the_same_command_again_repeats_nothing(finished: tuple[Path, str]) -> None:
+    root, _ = finished
+    labels, labelled, before = (root / "labels.jsonl").read_bytes(), num_labels(root), len(events(root))
+    code, out, err = run(root)
+    assert code == 0, err
+    news = [(event["stage"], event["state"]) for event in events(root)[before:]]
+    assert [stage for stage, state in news if state != "skipped"] == ["report", "report"]
+    assert "skipped" in out
+    assert (root / "labels.jsonl").read_bytes() == labels
+    assert num_labels(root) == labelled
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished: tuple[Path, str]) -> None:
+    root, _ = finished
+    code, _, err = run(root, "--seed=5")
+    assert code == 2
+    assert "seed was 0, now 5" in err
+
+
+def test_a_run_killed_twice_leaves_nothing_and_continues_to_the_same_weights(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    undisturbed, _ = finished
+    root = tmp_path / "run"
+    in_judging = reached(root, "judge", "progress")
+    for condition in (in_judging, lambda: '"stage": "rl", "step": 2' in text_of(root / "metrics.jsonl")):
+        process = start(root)
+        wait_until(condition, process)
+        process.kill()
+        process.communicate()
+        deadline = time.monotonic() + 15
+        while left_running(root) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert left_running(root) == []
+
+    finished_before = {event["stage"] for event in events(root) if event["state"] == "finished"}
+    num_events = len(events(root))
+    code, _, err = run(root)
+    assert code == 0, err
+    skipped = {event["stage"] for event in events(root)[num_events:] if event["state"] == "skipped"}
+    assert finished_before <= skipped | {"report"}
+    assert trained_digest(root) == trained_digest(undisturbed)
+    assert (root / "labels.jsonl").read_bytes() == (undisturbed / "labels.jsonl").read_bytes()
+    assert num_labels(root) == num_labels(undisturbed), "something was labelled twice"
+
+
+def test_a_second_run_in_a_folder_is_refused_and_ctrl_c_ends_the_first_with_130(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    process = start(root)
+    wait_until(reached(root, "sample"), process)
+    code, _, err = run(root)
+    assert code == 2
+    assert f"in use by another live run (process {process.pid})" in err
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process, timeout_seconds=60)
+    assert code == 130
+    assert "the same command with the same --out continues" in err
+    assert left_running(root) == []
+
+
+def test_a_service_that_dies_is_named_and_everything_ends(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    process = start(root)
+    wait_until(reached(root, "sample"), process)
+    os.kill(json.loads((root / "services" / "judge.json").read_text())["pid"], signal.SIGKILL)
+    code, _, err = finish(process, timeout_seconds=120)
+    assert code == 1
+    assert err.startswith("rlaif: judge was killed by SIGKILL") or "stage judge failed" in err
+    assert left_running(root) == []
+
+
+def test_a_gate_that_stops_the_run_ends_it_with_3_and_a_report(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    code, out, err = run(root, "--set=gate.max_order_inconsistency=0.0")
+    assert code == 3, err
+    assert "order inconsistency" in out
+    report = json.loads((root / "report.json").read_text())
+    assert (report["outcome"], report["verdict"], report["gate"]["passed"]) == ("gated", "unknown", False)
+    assert not (root / "stages" / "train").exists()
+    assert left_running(root) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own with just enough room to begin."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=290m", "tmpfs", str(place)], check=False)
+    if mount.returncode != 0:
+        pytest.skip("mounting needs privileges")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_nothing_is_half_written(small_disk: Path) -> None:
+    root = small_disk / "run"
+    process = start(root)
+    wait_until(reached(root, "sample", "finished"), process)
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(2**20))
+    code, _, err = finish(process)
+    assert code == 2, err
+    assert len(err.strip().splitlines()) == 1
+    assert "the disk is full" in err
+    assert left_running(root) == []
+    assert [path.name for path in root.rglob(".*") if path.name != ".lock"] == [], "a temporary file was left"
+    for path in root.rglob("*.json"):
+        json.loads(path.read_text())

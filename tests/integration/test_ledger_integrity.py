@@ -1,0 +1,122 @@
+"""What was changed behind the ledger's back is found, and nobody changes it by accident."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import psycopg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from ledger_fixtures import ServedLedger, make_label, new_id, serving_ledger, sha256
+from rlaif.core.errors import CorruptionError
+from rlaif.oversight.database import open_engine
+from rlaif.runtime.telemetry import REGISTRY
+from rlaif.v1 import ledger_service_pb2 as pb
+
+ALTERED = pb.LEDGER_FAULT_ALTERED
+MISSING = pb.LEDGER_FAULT_MISSING
+REORDERED = pb.LEDGER_FAULT_REORDERED
+LABEL_MISMATCH = pb.LEDGER_FAULT_LABEL_MISMATCH
+
+SWAP = (
+    "UPDATE events SET sequence = -1 WHERE sequence = 2",
+    "UPDATE events SET sequence = 2 WHERE sequence = 3",
+    "UPDATE events SET sequence = 3 WHERE sequence = -1",
+)
+COPY_LABEL = (
+    "INSERT INTO labels SELECT '{d}', sequence, 9, source, constitution, judge_digest, create_time_us, label, "
+    "label_sha256 FROM labels WHERE request_sha256 = '{a}'"
+)
+
+
+async def fill(ledger: ServedLedger) -> None:
+    """Events 1: labels a and b; 2 and 3: facts; 4: label c."""
+    await ledger.record(make_label("a"), make_label("b"))
+    for event_type in ("gate_decided", "policy_published"):
+        event = pb.Event(event_type=event_type, subject="runs/first")
+        await ledger.stub.RecordEvent(pb.RecordEventRequest(event=event, request_id=new_id()))
+    await ledger.record(make_label("c"))
+
+
+def tamper(database_url: str, *statements: str) -> None:
+    """Does what an administrator of the database could do: no trigger and no foreign key stops it."""
+    digests = {key: sha256(key) for key in "abcd"}
+    if database_url.startswith("sqlite"):
+        with sqlite3.connect(database_url.removeprefix("sqlite:///")) as connection:
+            for table in ("events", "labels", "requests"):
+                for verb in ("update", "delete"):
+                    connection.execute(f"DROP TRIGGER {table}_refuse_{verb}")
+            for statement in statements:
+                connection.execute(statement.format(**digests, blob="x'00'"))
+        connection.close()
+        return
+    with psycopg.connect(database_url.replace("+psycopg", "")) as server:
+        server.execute("SET session_replication_role = replica")
+        for statement in statements:
+            server.execute(statement.format(**digests, blob="'\\x00'").encode())
+
+
+@pytest.mark.parametrize(
+    ("statements", "broken_at", "fault"),
+    [
+        (("UPDATE events SET subject = 'runs/other' WHERE sequence = 2",), 2, ALTERED),
+        (("UPDATE events SET actor = 'somebody' WHERE sequence = 3",), 3, ALTERED),
+        (("UPDATE events SET create_time_us = 0 WHERE sequence = 1",), 1, ALTERED),
+        (("UPDATE events SET event_type = 'other' WHERE sequence = 4",), 4, ALTERED),
+        (("UPDATE events SET payload = {blob} WHERE sequence = 2",), 2, ALTERED),
+        (("UPDATE events SET chain_sha256 = 'not even hex' WHERE sequence = 2",), 2, ALTERED),
+        (("DELETE FROM events WHERE sequence = 2",), 2, MISSING),
+        (("DELETE FROM events WHERE sequence = 1",), 1, MISSING),
+        (SWAP, 2, REORDERED),
+        (("UPDATE labels SET label = {blob} WHERE request_sha256 = '{b}'",), 1, LABEL_MISMATCH),
+        (("UPDATE labels SET constitution = 'constitutions/x' WHERE request_sha256 = '{b}'",), 1, LABEL_MISMATCH),
+        (("UPDATE labels SET source = 2 WHERE request_sha256 = '{c}'",), 4, LABEL_MISMATCH),
+        (("UPDATE labels SET sequence = 2, position = 0 WHERE request_sha256 = '{c}'",), 2, LABEL_MISMATCH),
+        (("DELETE FROM labels WHERE request_sha256 = '{c}'",), 4, LABEL_MISMATCH),
+        ((COPY_LABEL,), 1, LABEL_MISMATCH),
+    ],
+)
+async def test_the_first_event_that_does_not_hold_is_named(
+    database_url: str, statements: tuple[str, ...], broken_at: int, fault: int
+) -> None:
+    async with serving_ledger(database_url) as ledger:
+        await fill(ledger)
+        before = await ledger.verify()
+        assert (before.num_events, before.num_labels, before.broken_at) == (4, 3, "")
+        assert REGISTRY.get_sample_value("rlaif_oversight_intact_ratio") == 1
+        tamper(database_url, *statements)
+        after = await ledger.verify()
+    assert (after.broken_at, after.fault) == (f"events/{broken_at}", fault)
+    assert after.num_events == broken_at - 1
+    assert REGISTRY.get_sample_value("rlaif_oversight_intact_ratio") == 0
+    assert after.head_sha256 != before.head_sha256
+
+
+async def test_events_lost_from_the_end_are_missed_by_what_names_them(database_url: str) -> None:
+    async with serving_ledger(database_url) as ledger:
+        await fill(ledger)
+        tamper(database_url, "DELETE FROM events WHERE sequence = 4")
+        report = await ledger.verify()
+    assert (report.broken_at, report.fault) == ("events/4", MISSING)
+
+
+async def test_a_label_that_was_altered_is_not_answered(database_url: str) -> None:
+    async with serving_ledger(database_url) as ledger:
+        await fill(ledger)
+        tamper(database_url, "UPDATE labels SET label_sha256 = '{d}' WHERE request_sha256 = '{a}'")
+        with pytest.raises(CorruptionError, match="verify the ledger"):
+            await ledger.stub.LookupLabels(pb.LookupLabelsRequest(request_sha256s=[sha256("a")]))
+
+
+@pytest.mark.parametrize("table", ["events", "labels", "requests"])
+@pytest.mark.parametrize("statement", ["DELETE FROM {}", "UPDATE {} SET create_time_us = 0"])
+async def test_the_database_refuses_to_change_what_was_recorded(database_url: str, table: str, statement: str) -> None:
+    async with serving_ledger(database_url) as ledger:
+        await fill(ledger)
+        engine = open_engine(database_url, num_connections=1)
+        with pytest.raises(DBAPIError, match="append-only"), engine.connect() as connection, connection.begin():
+            connection.execute(text(statement.format(table)))
+        engine.dispose()
+        assert (await ledger.verify()).broken_at == ""

@@ -1,0 +1,123 @@
+"""What the sampler refuses: each wrong field by its name, and more than its queue holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from model_fixtures import model_folder as model_folder
+from rlaif.client.channel import open_aio_channel
+from rlaif.core.errors import InvalidInputError, NotFoundError, QuotaExceededError, RlaifError
+from rlaif.engine.settings import EngineSettings
+from rlaif.runtime.server import serving
+from rlaif.runtime.settings import ClientSettings, ListenSettings
+from rlaif.sampler.process import make_service
+from rlaif.sampler.settings import LimitSettings, QueueSettings, SamplerSettings
+from rlaif.v1 import conversation_pb2, sampler_service_pb2_grpc
+from rlaif.v1 import sampler_service_pb2 as pb
+
+POLICY = "policies/test"
+USER, ASSISTANT = conversation_pb2.ROLE_USER, conversation_pb2.ROLE_ASSISTANT
+
+Change = Callable[[pb.SampleCompletionsRequest], object]
+
+
+@pytest.fixture
+async def stub(model_folder: Path) -> AsyncIterator[sampler_service_pb2_grpc.SamplerServiceStub]:
+    settings = SamplerSettings(
+        model=str(model_folder),
+        policy=POLICY,
+        engine=EngineSettings(num_threads=1),
+        listen=ListenSettings(metrics_address=None),
+        limits=LimitSettings(max_text_bytes=2000, max_completions=100),
+        queue=QueueSettings(max_queue_completions=20),
+    )
+    async with serving(make_service(settings), settings.listen) as server:
+        channel = open_aio_channel(ClientSettings(target=server.address))
+        yield sampler_service_pb2_grpc.SamplerServiceStub(channel)
+        await channel.close()
+
+
+def good_request() -> pb.SampleCompletionsRequest:
+    return pb.SampleCompletionsRequest(
+        policy=POLICY,
+        prompts=[pb.SamplePrompt(messages=[conversation_pb2.Message(role=USER, content="Hi")])],
+        params=pb.SamplingParams(num_completions=2, max_tokens=4, seed=1),
+    )
+
+
+def turn(request: pb.SampleCompletionsRequest) -> conversation_pb2.Message:
+    return request.prompts[0].messages[0]
+
+
+BAD: dict[str, tuple[Change, str]] = {
+    "no policy": (lambda r: r.ClearField("policy"), "policy"),
+    "no prompts": (lambda r: r.ClearField("prompts"), "prompts"),
+    "too many prompts": (lambda r: r.prompts.extend([r.prompts[0]] * 1024), "prompts"),
+    "empty prompt": (lambda r: r.prompts[0].ClearField("messages"), "prompts[0].messages"),
+    "second prompt empty": (lambda r: r.prompts.add(), "prompts[1].messages"),
+    "no role": (lambda r: turn(r).ClearField("role"), "prompts[0].messages[0].role"),
+    "assistant last": (lambda r: setattr(turn(r), "role", ASSISTANT), "prompts[0].messages[0].role"),
+    "no content": (lambda r: turn(r).ClearField("content"), "prompts[0].messages[0].content"),
+    "content too large": (lambda r: setattr(turn(r), "content", "x" * 2001), "prompts[0].messages[0].content"),
+    "prompt too long": (lambda r: setattr(turn(r), "content", "egg " * 400), "prompts[0].messages"),
+    "no params": (lambda r: r.ClearField("params"), "params"),
+    "too many completions": (lambda r: setattr(r.params, "num_completions", 65), "params.num_completions"),
+    "too many in all": (lambda r: r.prompts.extend([r.prompts[0]] * 50), "params.num_completions"),
+    "no max_tokens": (lambda r: r.params.ClearField("max_tokens"), "params.max_tokens"),
+    "max_tokens beyond the context": (lambda r: setattr(r.params, "max_tokens", 257), "params.max_tokens"),
+    "negative temperature": (lambda r: setattr(r.params, "temperature", -0.1), "params.temperature"),
+    "hot": (lambda r: setattr(r.params, "temperature", 10.1), "params.temperature"),
+    "temperature not a number": (lambda r: setattr(r.params, "temperature", float("nan")), "params.temperature"),
+    "top_p zero": (lambda r: setattr(r.params, "top_p", 0.0), "params.top_p"),
+    "top_p above one": (lambda r: setattr(r.params, "top_p", 1.1), "params.top_p"),
+    "top_p not a number": (lambda r: setattr(r.params, "top_p", float("nan")), "params.top_p"),
+    "too many stops": (lambda r: r.params.stop_sequences.extend(["x"] * 9), "params.stop_sequences"),
+    "empty stop": (lambda r: r.params.stop_sequences.extend(["x", ""]), "params.stop_sequences[1]"),
+}
+
+
+async def test_wrong_fields_are_refused_by_name(stub: sampler_service_pb2_grpc.SamplerServiceStub) -> None:
+    for name, (change, field) in BAD.items():
+        request = good_request()
+        change(request)
+        with pytest.raises(InvalidInputError) as caught:
+            await stub.SampleCompletions(request)
+        assert caught.value.field == field, name
+        with pytest.raises(InvalidInputError) as caught:
+            async for _ in stub.StreamCompletions(pb.StreamCompletionsRequest.FromString(request.SerializeToString())):
+                pass
+        assert caught.value.field == field, name
+    assert len((await stub.SampleCompletions(good_request())).completions) == 2
+
+
+async def test_another_policy_is_not_found(stub: sampler_service_pb2_grpc.SamplerServiceStub) -> None:
+    request = good_request()
+    request.policy = "policies/other"
+    for call in (
+        stub.SampleCompletions(request),
+        stub.GetPolicy(pb.GetPolicyRequest(name="policies/other")),
+        stub.LoadPolicy(pb.LoadPolicyRequest(name="policies/other")),
+    ):
+        with pytest.raises(NotFoundError) as caught:
+            await call
+        assert caught.value.metadata["resource_name"] == "policies/other"
+    for call in (stub.GetPolicy(pb.GetPolicyRequest()), stub.LoadPolicy(pb.LoadPolicyRequest())):
+        with pytest.raises(InvalidInputError) as invalid:
+            await call
+        assert invalid.value.field == "name"
+
+
+async def test_a_full_queue_says_when_to_try_again(stub: sampler_service_pb2_grpc.SamplerServiceStub) -> None:
+    request = good_request()
+    request.params.num_completions, request.params.max_tokens = 16, 120
+    outcomes = await asyncio.gather(*(stub.SampleCompletions(request) for _ in range(6)), return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, RlaifError)]
+    assert refused
+    assert len(refused) < 6
+    for error in refused:
+        assert isinstance(error, QuotaExceededError)
+        assert error.retry_after_seconds >= 0.1

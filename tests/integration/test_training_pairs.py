@@ -1,0 +1,235 @@
+"""Reward and DPO training on tiny models: they learn, they repeat, they go on, and serving agrees with them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from model_fixtures import model_folder as model_folder
+from rlaif.core.conversation import Message
+from rlaif.core.errors import InvalidInputError
+from rlaif.engine.protocol import ModelIdentity
+from rlaif.engine.reward_model import RewardModelEngine, RewardModelOptions
+from rlaif.runtime.artifacts import folder_digest, read_desired
+from rlaif_pipelines.jobs.local import JobSpec, run_job
+from rlaif_pipelines.training import dpo, reward
+from rlaif_pipelines.training.config import DpoTraining, RewardTraining
+from training_fakes import label, write_lines
+
+ENGINE = {"num_threads": 1, "attention": "eager"}
+ASK = (Message("user", "How do I boil water?"),)
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [label(n) for n in range(96)] + [label(97, probability_first=None)]
+    return write_lines(tmp_path_factory.mktemp("labels") / "labels.jsonl", rows)
+
+
+def reward_settings(out: Path, *, model: Path, labels: Path, **changes: Any) -> RewardTraining:
+    values = {
+        "out": out,
+        "policy": str(model),
+        "labels": labels,
+        "num_epochs": 4,
+        "batch_pairs": 16,
+        "held_out_fraction": 0.2,
+        "engine": ENGINE,
+        "optimizer": {"learning_rate": 3e-3},
+    }
+    return RewardTraining.model_validate(values | changes)
+
+
+def record_of(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / "training.json").read_text()))
+
+
+def steps_of(out: Path) -> list[tuple[str, int]]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(row["stage"], row["step"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, labels: Path) -> Path:
+    out = tmp_path_factory.mktemp("reward")
+    reward.run(reward_settings(out, model=model_folder, labels=labels))
+    return out
+
+
+def test_a_reward_model_learns_what_the_judge_prefers(trained: Path) -> None:
+    record = record_of(trained)
+    results = record["results"]
+    assert results["accuracy"] == 1.0
+    assert results["brier"] < 0.05
+    assert results["counts"] == {"trained": 91, "held_out": 5, "abstained": 1, "weightless": 0, "too_long": 0}
+    assert record["models"] == [{"uri": str(trained / "model"), "digest": folder_digest(trained / "model")}]
+    assert record["base"]["digest"] in (trained / "model" / "README.md").read_text()
+
+
+def test_the_service_gives_the_rewards_that_training_had(trained: Path, labels: Path) -> None:
+    rows = [json.loads(line) for line in labels.read_text().splitlines()][:12]
+
+    async def score() -> list[float]:
+        engine = RewardModelEngine(RewardModelOptions(), num_threads=1)
+        ensemble = await engine.load([ModelIdentity(uri=str(trained / "model"), digest="")])
+        inputs = [((Message(**row["messages"][0]),), row[side]) for row in rows for side in ("first", "second")]
+        estimates = await engine.score(ensemble, inputs)
+        engine.close()
+        return [estimate.mean or 0.0 for estimate in estimates]
+
+    rewards = asyncio.run(score())
+    agreeing = [(rewards[2 * n] > rewards[2 * n + 1]) == (row["probability_first"] > 0.5) for n, row in enumerate(rows)]
+    assert all(agreeing)
+
+
+def test_the_same_settings_give_the_same_weights(
+    trained: Path, tmp_path: Path, model_folder: Path, labels: Path
+) -> None:
+    reward.run(reward_settings(tmp_path, model=model_folder, labels=labels))
+    assert folder_digest(tmp_path / "model") == folder_digest(trained / "model")
+
+
+def test_members_of_an_ensemble_differ(tmp_path: Path, model_folder: Path, labels: Path) -> None:
+    results = reward.run(reward_settings(tmp_path, model=model_folder, labels=labels, num_members=2, num_epochs=2))
+    models = record_of(tmp_path)["models"]
+    assert [Path(model["uri"]).name for model in models] == ["model-0", "model-1"]
+    assert models[0]["digest"] != models[1]["digest"]
+    assert len(results["members"]) == 2
+    assert {stage for stage, _ in steps_of(tmp_path)} == {"reward_model_0", "reward_model_1"}
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(
+    trained: Path, tmp_path: Path, model_folder: Path, labels: Path
+) -> None:
+    settings = reward_settings(tmp_path / "out", model=model_folder, labels=labels, checkpoint_every=4)
+    config = tmp_path / "config.json"
+    config.write_text(settings.model_dump_json())
+    command = [sys.executable, "-m", "rlaif_pipelines.training", "reward", "--config", str(config)]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out" / "checkpoints" / "member-0" / "step-00000008").exists():
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    reward.run(settings)
+    assert folder_digest(tmp_path / "out" / "model") == folder_digest(trained / "model")
+    assert steps_of(tmp_path / "out") == [("reward_model", step) for step in range(1, 25)]
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_zero_changes_where_things_are_and_not_what_is_learnt(
+    zero_stage: int, trained: Path, tmp_path: Path, model_folder: Path, labels: Path
+) -> None:
+    reward.run(reward_settings(tmp_path, model=model_folder, labels=labels, engine=ENGINE | {"zero_stage": zero_stage}))
+    ours, theirs = record_of(tmp_path)["results"], record_of(trained)["results"]
+    assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+
+
+def test_training_by_bfloat16_products_learns_as_well(tmp_path: Path, model_folder: Path, labels: Path) -> None:
+    settings = reward_settings(
+        tmp_path, model=model_folder, labels=labels, engine=ENGINE | {"precision": "bfloat16_autocast"}
+    )
+    assert reward.run(settings)["accuracy"] == 1.0
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(trained: Path, tmp_path: Path, model_folder: Path, labels: Path) -> None:
+    settings = reward_settings(tmp_path / "out", model=model_folder, labels=labels, engine=ENGINE | {"zero_stage": 1})
+    config = tmp_path / "config.json"
+    config.write_text(settings.model_dump_json())
+    result = run_job(JobSpec("reward", config, tmp_path / "job.log", num_processes=2))
+    assert (result.exit_code, result.last_words) == (0, "")
+    ours, theirs = record_of(tmp_path / "out")["results"], record_of(trained)["results"]
+    assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_wrong_input_is_told_through_torchrun(tmp_path: Path, model_folder: Path) -> None:
+    settings = reward_settings(tmp_path / "out", model=model_folder, labels=tmp_path / "none.jsonl")
+    config = tmp_path / "config.json"
+    config.write_text(settings.model_dump_json())
+    result = run_job(JobSpec("reward", config, tmp_path / "job.log", num_processes=2))
+    assert result.exit_code == 2
+    assert result.last_words == f"cannot read {tmp_path / 'none.jsonl'}: No such file or directory"
+
+
+def dpo_settings(out: Path, *, model: Path, labels: Path, **changes: Any) -> DpoTraining:
+    values = {
+        "out": out / "job",
+        "policy": str(model),
+        "labels": labels,
+        "num_epochs": 3,
+        "batch_pairs": 16,
+        "held_out_fraction": 0.2,
+        "engine": ENGINE,
+        "optimizer": {"learning_rate": 1e-3},
+        "publish": {"artifact_root": out / "artifacts", "policy": "policies/test", "base_version": 5},
+    }
+    return DpoTraining.model_validate(values | changes)
+
+
+def test_dpo_moves_the_policy_to_what_is_preferred_and_publishes_it(
+    tmp_path: Path, model_folder: Path, labels: Path
+) -> None:
+    results = dpo.run(dpo_settings(tmp_path, model=model_folder, labels=labels))
+    assert results["accuracy"] == 1.0
+    published = read_desired(tmp_path / "artifacts", "policies/test")
+    assert published is not None
+    assert (published.version, published.digest) == (5 + results["num_steps"], results["digest"])
+    assert published.digest == folder_digest(tmp_path / "job" / "model")
+
+
+def test_dpo_in_micro_batches_is_dpo(tmp_path: Path, model_folder: Path, labels: Path) -> None:
+    losses = []
+    for name, tokens in (("whole", 100_000), ("cut", 128)):
+        settings = dpo_settings(
+            tmp_path / name,
+            model=model_folder,
+            labels=labels,
+            num_epochs=1,
+            engine=ENGINE | {"micro_batch_tokens": tokens},
+            publish=None,
+        )
+        losses.append(dpo.run(settings)["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def drop_tensor(folder: Path, name: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "holds no config.json: it is not a model folder"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "holds no .safetensors file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "the model cannot be loaded"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "the tokenizer cannot be loaded"),
+        (lambda folder: drop_tensor(folder, "model.norm.weight"), "the weights lack 1 tensors .* model.norm.weight"),
+    ],
+)
+def test_a_spoilt_model_folder_is_refused_in_a_sentence(
+    spoil: Any, sentence: str, tmp_path: Path, model_folder: Path, labels: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in model_folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    spoil(folder)
+    with pytest.raises(InvalidInputError, match=sentence):
+        reward.run(reward_settings(tmp_path / "out", model=folder, labels=labels))
+    assert not (tmp_path / "out").exists() or not any(os.scandir(tmp_path / "out"))

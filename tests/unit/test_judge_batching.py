@@ -1,0 +1,123 @@
+"""Who is batched with whom, and what happens when the queue is full."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from rlaif.core.errors import QuotaExceededError, UnavailableError
+from rlaif.judge.batching import Batcher
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.started = asyncio.Event()
+
+    async def execute(self, items: Sequence[int]) -> list[int]:
+        self.batches.append(list(items))
+        self.started.set()
+        await self.gate.wait()
+        return [item * 10 for item in items]
+
+
+def make(recorder: Recorder, *, mix: bool, max_batch_items: int = 8, max_queue_items: int = 100) -> Batcher[int, int]:
+    return Batcher(
+        recorder.execute,
+        mix=mix,
+        max_batch_items=max_batch_items,
+        max_delay_seconds=0.01,
+        max_queue_items=max_queue_items,
+    )
+
+
+async def test_units_of_many_callers_share_a_batch_when_mixing():
+    recorder = Recorder()
+    batcher = make(recorder, mix=True)
+    results = await asyncio.gather(*(batcher.submit([i, i + 100]) for i in range(3)))
+    assert results == [[0, 1000], [10, 1010], [20, 1020]]
+    assert recorder.batches == [[0, 100, 1, 101, 2, 102]]
+    await batcher.close()
+
+
+async def test_a_unit_is_never_split_nor_mixed_without_mixing():
+    recorder = Recorder()
+    batcher = make(recorder, mix=False, max_batch_items=1)
+    await asyncio.gather(batcher.submit([1, 2, 3]), batcher.submit([4]))
+    assert recorder.batches == [[1, 2, 3], [4]]
+    await batcher.close()
+
+
+async def test_a_batch_holds_at_most_its_limit():
+    recorder = Recorder()
+    batcher = make(recorder, mix=True, max_batch_items=3)
+    await asyncio.gather(*(batcher.submit([i]) for i in range(7)))
+    assert [len(batch) for batch in recorder.batches] == [3, 3, 1]
+    await batcher.close()
+
+
+async def test_a_full_queue_refuses_and_says_when_to_try_again():
+    recorder = Recorder()
+    recorder.gate.clear()
+    batcher = make(recorder, mix=False, max_queue_items=2)
+    running = asyncio.create_task(batcher.submit([0]))
+    await recorder.started.wait()
+    waiting = [running, *(asyncio.create_task(batcher.submit([i])) for i in (1, 2))]
+    await asyncio.sleep(0)
+    with pytest.raises(QuotaExceededError) as caught:
+        await batcher.submit([9])
+    assert caught.value.retry_after_seconds > 0
+    recorder.gate.set()
+    assert await asyncio.gather(*waiting) == [[0], [10], [20]]
+    await batcher.close()
+
+
+async def test_a_unit_larger_than_the_queue_is_served_when_the_queue_is_empty():
+    recorder = Recorder()
+    batcher = make(recorder, mix=False, max_queue_items=2)
+    assert await batcher.submit([1, 2, 3]) == [10, 20, 30]
+    await batcher.close()
+
+
+async def test_an_error_reaches_every_caller_of_its_batch_and_no_other():
+    async def fail_once(items: Sequence[int]) -> list[int]:
+        if 1 in items:
+            raise UnavailableError("gone")
+        return list(items)
+
+    batcher = Batcher(fail_once, mix=False, max_batch_items=8, max_delay_seconds=0.01, max_queue_items=8)
+    first, second = await asyncio.gather(batcher.submit([1]), batcher.submit([2]), return_exceptions=True)
+    assert isinstance(first, UnavailableError)
+    assert second == [2]
+    await batcher.close()
+
+
+async def test_a_caller_that_left_is_not_computed():
+    recorder = Recorder()
+    recorder.gate.clear()
+    batcher = make(recorder, mix=False)
+    running = asyncio.create_task(batcher.submit([1]))
+    await asyncio.sleep(0)
+    leaving = asyncio.create_task(batcher.submit([2]))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.sleep(0)
+    recorder.gate.set()
+    await running
+    await batcher.close()
+    assert recorder.batches == [[1]]
+
+
+async def test_close_ends_accepted_work_and_refuses_more():
+    recorder = Recorder()
+    batcher = make(recorder, mix=True)
+    accepted = asyncio.create_task(batcher.submit([1]))
+    await asyncio.sleep(0)
+    await batcher.close()
+    assert await accepted == [10]
+    with pytest.raises(UnavailableError):
+        await batcher.submit([2])

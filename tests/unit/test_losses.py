@@ -1,0 +1,267 @@
+"""Every loss against numbers worked out by hand, and against autograd where there is nothing to work out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rlaif_pipelines.training import losses
+
+LOG_2 = math.log(2.0)
+
+
+def tensor(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor made while it is active."""
+
+    num_elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for made in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(made, Tensor):
+                self.num_elements = max(self.num_elements, made.numel())
+        return result
+
+
+def sigmoid(value: float) -> float:
+    return 1.0 / (1.0 + math.exp(-value))
+
+
+def test_token_logprobs_of_a_known_distribution() -> None:
+    # Logits log 1, log 2, log 5: probabilities 1/8, 2/8, 5/8.
+    weight_VD = torch.tensor([[0.0], [LOG_2], [math.log(5.0)]])
+    logprobs_N, entropy_N = losses.token_logprobs(torch.ones(2, 1), weight_VD=weight_VD, targets_N=torch.tensor([0, 2]))
+    assert logprobs_N.tolist() == pytest.approx([math.log(1 / 8), math.log(5 / 8)])
+    entropy = -(1 / 8) * math.log(1 / 8) - (2 / 8) * math.log(2 / 8) - (5 / 8) * math.log(5 / 8)
+    assert entropy_N.tolist() == pytest.approx([entropy, entropy])
+
+
+def test_token_logprobs_at_another_temperature_are_of_the_tempered_distribution() -> None:
+    weight_VD = torch.tensor([[0.0], [math.log(4.0)]])  # at temperature 2: log 1, log 2
+    logprobs_N, _ = losses.token_logprobs(
+        torch.ones(1, 1), weight_VD=weight_VD, targets_N=torch.tensor([1]), temperature=2.0
+    )
+    assert logprobs_N.item() == pytest.approx(math.log(2 / 3))
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_token_logprobs_and_gradients_do_not_depend_on_the_chunks(chunk_tokens: int, temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden_ND = torch.randn(11, 5, generator=generator, requires_grad=True)
+    weight_VD = torch.randn(17, 5, generator=generator, requires_grad=True)
+    targets_N = torch.randint(17, (11,), generator=generator)
+    upstream_N = torch.randn(11, generator=generator)
+
+    plain_N = torch.log_softmax(hidden_ND @ weight_VD.T / temperature, dim=-1).gather(1, targets_N[:, None]).squeeze(1)
+    expected = torch.autograd.grad((plain_N * upstream_N).sum(), (hidden_ND, weight_VD))
+    chunked_N, _ = losses.token_logprobs(
+        hidden_ND, weight_VD=weight_VD, targets_N=targets_N, temperature=temperature, chunk_tokens=chunk_tokens
+    )
+    found = torch.autograd.grad((chunked_N * upstream_N).sum(), (hidden_ND, weight_VD))
+
+    torch.testing.assert_close(chunked_N, plain_N)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_token_logprobs_make_no_matrix_of_all_tokens_by_the_vocabulary() -> None:
+    hidden_ND = torch.randn(256, 4, requires_grad=True)
+    weight_VD = torch.randn(1024, 4, requires_grad=True)
+    with LargestTensor() as largest:
+        logprobs_N, _ = losses.token_logprobs(
+            hidden_ND, weight_VD=weight_VD, targets_N=torch.zeros(256, dtype=torch.long), chunk_tokens=16
+        )
+        logprobs_N.sum().backward()
+    assert largest.num_elements == 16 * 1024
+
+
+def test_bradley_terry_with_a_soft_label() -> None:
+    # Δ = 1: logσ(1) = −0.3132617, logσ(−1) = −1.3132617; 0.8·0.3132617 + 0.2·1.3132617 = 0.5132617.
+    loss = losses.soft_bradley_terry_loss(
+        tensor(1.5), rewards_second_P=tensor(0.5), probability_first_P=tensor(0.8), weights_P=tensor(1.0)
+    )
+    assert loss.item() == pytest.approx(0.5132617, abs=1e-6)
+
+
+def test_bradley_terry_weights_and_centring() -> None:
+    # Pair 1: Δ = 0, ln 2; pair 2: Δ = 0, ln 2; centring 0.1·(2+2)² = 1.6 and 0.1·(1+1)² = 0.4, weighted 3 to 1: 1.3.
+    loss = losses.soft_bradley_terry_loss(
+        tensor(2.0, 1.0),
+        rewards_second_P=tensor(2.0, 1.0),
+        probability_first_P=tensor(1.0, 0.0),
+        weights_P=tensor(3.0, 1.0),
+        centring=0.1,
+    )
+    assert loss.item() == pytest.approx(LOG_2 + 1.3)
+
+
+def test_a_pair_of_weight_zero_moves_nothing() -> None:
+    rewards_first_P = tensor(1.0, 5.0).requires_grad_()
+    losses.soft_bradley_terry_loss(
+        rewards_first_P,
+        rewards_second_P=tensor(0.0, 0.0),
+        probability_first_P=tensor(1.0, 0.0),
+        weights_P=tensor(1.0, 0.0),
+    ).backward()
+    assert rewards_first_P.grad is not None
+    assert rewards_first_P.grad.tolist() == pytest.approx([sigmoid(1.0) - 1.0, 0.0])
+
+
+def test_the_soft_label_is_the_minimum_of_bradley_terry() -> None:
+    delta = tensor(math.log(0.8 / 0.2)).requires_grad_()
+    losses.soft_bradley_terry_loss(
+        delta, rewards_second_P=tensor(0.0), probability_first_P=tensor(0.8), weights_P=tensor(1.0)
+    ).backward()
+    assert delta.grad is not None
+    assert delta.grad.item() == pytest.approx(0.0, abs=1e-12)
+
+
+def dpo(probability: float) -> float:
+    return losses.dpo_loss(
+        tensor(-10.0),
+        logprobs_second_P=tensor(-14.0),
+        reference_first_P=tensor(-12.0),
+        reference_second_P=tensor(-11.0),
+        probability_first_P=tensor(probability),
+        weights_P=tensor(1.0),
+        beta=0.1,
+    ).item()
+
+
+def test_dpo_of_one_pair() -> None:
+    # 0.1·((−10 + 12) − (−14 + 11)) = 0.5; −logσ(0.5) = 0.4740770.
+    assert dpo(1.0) == pytest.approx(0.4740770, abs=1e-6)
+
+
+def test_a_soft_label_makes_dpo_conservative() -> None:
+    # 0.9·0.4740770 + 0.1·0.9740770.
+    assert dpo(0.9) == pytest.approx(0.5240770, abs=1e-6)
+    assert dpo(0.0) == pytest.approx(0.9740770, abs=1e-6)
+
+
+def test_advantages_of_one_group() -> None:
+    # Rewards 1, 2, 3: mean 2, unbiased sd 1.
+    found = losses.group_advantages(torch.tensor([[1.0, 2.0, 3.0]]), quorum=2)
+    assert found.advantages_QG.tolist()[0] == pytest.approx([-1 / 1.0001, 0.0, 1 / 1.0001])
+    assert found.used_QG.all()
+
+
+def test_differences_below_epsilon_count_in_part():
+    # sd 1, epsilon 1: half of what they count in full.
+    found = losses.group_advantages(torch.tensor([[1.0, 2.0, 3.0]]), quorum=2, epsilon=1.0)
+    assert found.advantages_QG.tolist() == [[-0.5, 0.0, 0.5]]
+
+
+def test_a_missing_reward_is_left_out_and_not_zero() -> None:
+    found = losses.group_advantages(torch.tensor([[1.0, 3.0, float("nan")]]), quorum=2)
+    # Mean 2, sd √2 over the two that are there.
+    root = math.sqrt(2.0) + 1e-4
+    assert found.advantages_QG.tolist()[0] == pytest.approx([-1 / root, 1 / root, 0.0])
+    assert found.used_QG.tolist() == [[True, True, False]]
+    assert found.num_missing_rewards == 1
+
+
+def test_groups_below_quorum_and_groups_without_variance_are_dropped() -> None:
+    nan = float("nan")
+    found = losses.group_advantages(
+        torch.tensor([[1.0, 2.0, nan, nan], [5.0, 5.0, 5.0, 5.0], [0.0, 0.0, 1.0, 1.0], [nan, nan, nan, nan]]), quorum=3
+    )
+    assert found.used_QG.any(dim=1).tolist() == [False, False, True, False]
+    assert (found.num_groups_below_quorum, found.num_groups_without_variance, found.num_missing_rewards) == (2, 1, 6)
+    assert not found.advantages_QG.isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    # Policy ½, reference ¼: log r = −ln 2, r = ½.
+    [("k1", LOG_2), ("k2", LOG_2**2 / 2), ("k3", -0.5 + LOG_2)],
+)
+def test_kl_estimators(estimator: losses.KlEstimator, expected: float) -> None:
+    found = losses.kl_penalty(tensor(math.log(0.5)), reference_logprobs_N=tensor(math.log(0.25)), estimator=estimator)
+    assert found.item() == pytest.approx(expected)
+
+
+def test_k1_and_k3_have_the_true_kl_as_their_mean() -> None:
+    policy, reference = tensor(0.5, 0.3, 0.2), tensor(0.2, 0.3, 0.5)
+    true_kl = (policy * (policy / reference).log()).sum().item()
+    for estimator in ("k1", "k3"):
+        estimates = losses.kl_penalty(policy.log(), reference_logprobs_N=reference.log(), estimator=estimator)
+        assert (policy * estimates).sum().item() == pytest.approx(true_kl)
+
+
+def test_importance_weights_are_truncated_above_only() -> None:
+    found = losses.truncated_importance_weights(
+        tensor(0.6, 0.5, 0.1).log(), sampler_logprobs_N=tensor(0.2, 0.4, 0.5).log(), maximum=2.0
+    )
+    assert found.tolist() == pytest.approx([2.0, 1.25, 0.2])
+
+
+def test_policy_loss_clips_by_the_sign_of_the_advantage() -> None:
+    ratios = tensor(1.5, 0.5, 1.5, 0.5, 1.1)
+    advantages = tensor(1.0, 1.0, -1.0, -1.0, 2.0)
+    # min(1.5, 1.28), min(.5, .8), min(−1.5, −1.28), min(−.5, −.8), 2.2
+    expected = -(1.28 + 0.5 - 1.5 - 0.8 + 2.2) / 5
+    old = torch.full((5,), -1.0, dtype=torch.float64)
+    found = losses.policy_loss(
+        old + ratios.log(),
+        old_logprobs_N=old,
+        sampler_logprobs_N=old,
+        reference_logprobs_N=old,
+        advantages_N=advantages,
+        num_tokens=5,
+    )
+    assert found.loss.item() == pytest.approx(expected)
+    assert found.num_clipped.item() == 2
+    assert found.num_truncated.item() == 0
+
+
+def test_policy_loss_weighs_by_the_sampler_and_adds_the_kl() -> None:
+    logprobs = tensor(0.5).log().requires_grad_()
+    found = losses.policy_loss(
+        logprobs,
+        old_logprobs_N=logprobs.detach(),
+        sampler_logprobs_N=tensor(0.4).log(),
+        reference_logprobs_N=tensor(0.25).log(),
+        advantages_N=tensor(2.0),
+        num_tokens=4,
+        kl_beta=0.1,
+    )
+    # (−1.25·2 + 0.1·(−½ + ln 2)) / 4; gradient (−1.25·2 + 0.1·(1 − ½)) / 4.
+    assert found.loss.item() == pytest.approx((-2.5 + 0.1 * (LOG_2 - 0.5)) / 4)
+    found.loss.backward()
+    assert logprobs.grad is not None
+    assert logprobs.grad.item() == pytest.approx((-2.5 + 0.05) / 4)
+
+
+def test_micro_batches_add_up_to_the_batch() -> None:
+    generator = torch.Generator().manual_seed(1)
+    columns = torch.randn(5, 12, generator=generator, dtype=torch.float64) * 0.3
+    logprobs, old, sampler, reference, advantages = columns
+
+    def loss_of(part: slice) -> Tensor:
+        return losses.policy_loss(
+            logprobs[part],
+            old_logprobs_N=old[part],
+            sampler_logprobs_N=sampler[part],
+            reference_logprobs_N=reference[part],
+            advantages_N=advantages[part],
+            num_tokens=12,
+            kl_beta=0.05,
+        ).loss
+
+    torch.testing.assert_close(loss_of(slice(0, 5)) + loss_of(slice(5, 12)), loss_of(slice(0, 12)))
+
+
+def test_sums_by_sequence() -> None:
+    found = losses.sum_by_sequence(tensor(1, 2, 3, 4), sequence_N=torch.tensor([0, 0, 2, 2]), num_sequences=3)
+    assert found.tolist() == [3.0, 0.0, 7.0]
