@@ -194,7 +194,7 @@ async def test_our_client_always_sets_a_deadline(toy: Toy) -> None:
 async def test_a_call_made_while_serving_gets_what_time_is_left(toy: Toy) -> None:
     said = await toy.plain.GetPolicy(pb.GetPolicyRequest(), timeout=7)
     left = json.loads(said.policy.name)["remaining"]
-    assert 0 < left <= 7
+    assert 0 < left < 7.5  # the two ends' clocks round differently
 
     async def downstream() -> Any:
         enter_call(CallContext(deadline=asyncio.get_running_loop().time() + 5))
