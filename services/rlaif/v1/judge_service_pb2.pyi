@@ -99,6 +99,14 @@ class _AbstentionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Abst
     """The judge declined."""
     ABSTENTION_REASON_NOT_FINITE: _AbstentionReason.ValueType  # 7
     """The engine gave no finite log-probabilities."""
+    ABSTENTION_REASON_TRUNCATED: _AbstentionReason.ValueType  # 8
+    """The judge's text did not end within its token limit."""
+    ABSTENTION_REASON_EMPTY: _AbstentionReason.ValueType  # 9
+    """The judge wrote nothing."""
+    ABSTENTION_REASON_TIMED_OUT: _AbstentionReason.ValueType  # 10
+    """A judge of the panel did not answer in time."""
+    ABSTENTION_REASON_UNREACHABLE: _AbstentionReason.ValueType  # 11
+    """A judge of the panel could not be reached or failed."""
 
 class AbstentionReason(_AbstentionReason, metaclass=_AbstentionReasonEnumTypeWrapper):
     """Why there is no verdict."""
@@ -119,6 +127,14 @@ ABSTENTION_REASON_REFUSED: AbstentionReason.ValueType  # 6
 """The judge declined."""
 ABSTENTION_REASON_NOT_FINITE: AbstentionReason.ValueType  # 7
 """The engine gave no finite log-probabilities."""
+ABSTENTION_REASON_TRUNCATED: AbstentionReason.ValueType  # 8
+"""The judge's text did not end within its token limit."""
+ABSTENTION_REASON_EMPTY: AbstentionReason.ValueType  # 9
+"""The judge wrote nothing."""
+ABSTENTION_REASON_TIMED_OUT: AbstentionReason.ValueType  # 10
+"""A judge of the panel did not answer in time."""
+ABSTENTION_REASON_UNREACHABLE: AbstentionReason.ValueType  # 11
+"""A judge of the panel could not be reached or failed."""
 Global___AbstentionReason: _TypeAlias = AbstentionReason  # noqa: Y015
 
 class _AuditFindingKind:
@@ -180,14 +196,20 @@ class Constitution(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     PRINCIPLES_FIELD_NUMBER: _builtins.int
+    CRITIQUE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Resource name, "constitutions/{constitution}"."""
+    """Resource name, "constitutions/{constitution}". In a request, empty means "constitutions/inline"."""
     version: _builtins.int
-    """The author's version, from 1."""
+    """The author's version, from 1. In a request, 0 means 1."""
     sha256: _builtins.str
     """SHA-256 of the canonical form, 64 lower-case hex digits. Output only."""
     description: _builtins.str
     """What it is for, one sentence."""
+    critique: _builtins.str
+    """How to criticise, where a principle does not say; empty leaves it to the judge's template."""
+    revision: _builtins.str
+    """How to rewrite, where a principle does not say; empty leaves it to the judge's template."""
     @_builtins.property
     def principles(self) -> _containers.RepeatedCompositeFieldContainer[Global___Principle]:
         """Principles in document order."""
@@ -200,10 +222,12 @@ class Constitution(_message.Message):
         sha256: _builtins.str = ...,
         description: _builtins.str = ...,
         principles: _abc.Iterable[Global___Principle] | None = ...,
+        critique: _builtins.str = ...,
+        revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "principles", b"principles", "sha256", b"sha256", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["critique", b"critique", "description", b"description", "name", b"name", "principles", b"principles", "revision", b"revision", "sha256", b"sha256", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -219,14 +243,30 @@ class Principle(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     DIMENSION_FIELD_NUMBER: _builtins.int
+    APPLIES_TO_FIELD_NUMBER: _builtins.int
+    CRITIQUE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    EXEMPLARS_FIELD_NUMBER: _builtins.int
     principle_id: _builtins.str
     """Id unique in the constitution, lower-case letters, digits and "-"."""
     text: _builtins.str
     """Instruction given to the judge."""
     weight: _builtins.float
-    """Weight in the combined verdict, above 0."""
+    """Weight in the combined verdict, above 0. In a request, 0 means 1."""
     dimension: _builtins.str
     """What it measures, for example "harmlessness"."""
+    critique: _builtins.str
+    """How to criticise under this principle; empty leaves it to the constitution."""
+    revision: _builtins.str
+    """How to rewrite under this principle; empty leaves it to the constitution."""
+    @_builtins.property
+    def applies_to(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Categories of conversation it is for; empty means all."""
+
+    @_builtins.property
+    def exemplars(self) -> _containers.RepeatedCompositeFieldContainer[Global___Exemplar]:
+        """Worked examples, at most 16."""
+
     def __init__(
         self,
         *,
@@ -234,14 +274,52 @@ class Principle(_message.Message):
         text: _builtins.str = ...,
         weight: _builtins.float = ...,
         dimension: _builtins.str = ...,
+        applies_to: _abc.Iterable[_builtins.str] | None = ...,
+        critique: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        exemplars: _abc.Iterable[Global___Exemplar] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dimension", b"dimension", "principle_id", b"principle_id", "text", b"text", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applies_to", b"applies_to", "critique", b"critique", "dimension", b"dimension", "exemplars", b"exemplars", "principle_id", b"principle_id", "revision", b"revision", "text", b"text", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Principle: _TypeAlias = Principle  # noqa: Y015
+
+@_typing.final
+class Exemplar(_message.Message):
+    """A worked example: a flawed response, what is wrong with it, and the better response."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    CRITIQUE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    prompt: _builtins.str
+    """What the user asked."""
+    response: _builtins.str
+    """Flawed response."""
+    critique: _builtins.str
+    """What is wrong with it."""
+    revision: _builtins.str
+    """Better response."""
+    def __init__(
+        self,
+        *,
+        prompt: _builtins.str = ...,
+        response: _builtins.str = ...,
+        critique: _builtins.str = ...,
+        revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["critique", b"critique", "prompt", b"prompt", "response", b"response", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Exemplar: _TypeAlias = Exemplar  # noqa: Y015
 
 @_typing.final
 class JudgeOptions(_message.Message):
@@ -352,10 +430,13 @@ class JudgeVote(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     PROBABILITY_FIRST_FIELD_NUMBER: _builtins.int
     ABSTENTION_REASON_FIELD_NUMBER: _builtins.int
+    JUDGE_FIELD_NUMBER: _builtins.int
     probability_first: _builtins.float
     """P(first preferred) over both orders and all principles, in [0, 1]."""
     abstention_reason: Global___AbstentionReason.ValueType
     """Why this judge has no vote."""
+    judge: _builtins.str
+    """Name of the judge in the panel; empty for the service's own model."""
     @_builtins.property
     def model(self) -> _provenance_pb2.ModelRef:
         """Weights of the judge."""
@@ -366,10 +447,11 @@ class JudgeVote(_message.Message):
         model: _provenance_pb2.ModelRef | None = ...,
         probability_first: _builtins.float = ...,
         abstention_reason: Global___AbstentionReason.ValueType = ...,
+        judge: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abstention_reason", b"abstention_reason", "model", b"model", "probability_first", b"probability_first"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abstention_reason", b"abstention_reason", "judge", b"judge", "model", b"model", "probability_first", b"probability_first"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -395,6 +477,8 @@ class Verdict(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     RECORDED_BEFORE_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    NULL_RESPONSE_SUSPECTED_FIELD_NUMBER: _builtins.int
+    RESPONSES_NEARLY_IDENTICAL_FIELD_NUMBER: _builtins.int
     preference: Global___Preference.ValueType
     """Which response was preferred."""
     probability_first: _builtins.float
@@ -419,6 +503,10 @@ class Verdict(_message.Message):
     """Ledger resource that holds this label, "labels/{label}"."""
     recorded_before: _builtins.bool
     """True when the ledger already held the label."""
+    null_response_suspected: _builtins.bool
+    """A response says nothing, or is one text that answers many different conversations."""
+    responses_nearly_identical: _builtins.bool
+    """The responses differ in spacing, case, punctuation or invisible characters at most."""
     @_builtins.property
     def principle_votes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrincipleVote]:
         """One vote per principle, in document order."""
@@ -448,10 +536,12 @@ class Verdict(_message.Message):
         label: _builtins.str = ...,
         recorded_before: _builtins.bool = ...,
         provenance: _provenance_pb2.Provenance | None = ...,
+        null_response_suspected: _builtins.bool = ...,
+        responses_nearly_identical: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_probability_first", b"_probability_first", "_raw_probability_first", b"_raw_probability_first", "probability_first", b"probability_first", "provenance", b"provenance", "raw_probability_first", b"raw_probability_first"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability_first", b"_probability_first", "_raw_probability_first", b"_raw_probability_first", "abstention_reason", b"abstention_reason", "calibration", b"calibration", "injection_suspected", b"injection_suspected", "judge_votes", b"judge_votes", "label", b"label", "order_consistent", b"order_consistent", "panel_disagreement", b"panel_disagreement", "preference", b"preference", "principle_votes", b"principle_votes", "probability_first", b"probability_first", "provenance", b"provenance", "rationale", b"rationale", "raw_probability_first", b"raw_probability_first", "recorded_before", b"recorded_before"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_probability_first", b"_probability_first", "_raw_probability_first", b"_raw_probability_first", "abstention_reason", b"abstention_reason", "calibration", b"calibration", "injection_suspected", b"injection_suspected", "judge_votes", b"judge_votes", "label", b"label", "null_response_suspected", b"null_response_suspected", "order_consistent", b"order_consistent", "panel_disagreement", b"panel_disagreement", "preference", b"preference", "principle_votes", b"principle_votes", "probability_first", b"probability_first", "provenance", b"provenance", "rationale", b"rationale", "raw_probability_first", b"raw_probability_first", "recorded_before", b"recorded_before", "responses_nearly_identical", b"responses_nearly_identical"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__probability_first: _TypeAlias = _typing.Literal["probability_first"]  # noqa: Y015
     _WhichOneofArgType__probability_first: _TypeAlias = _typing.Literal["_probability_first", b"_probability_first"]  # noqa: Y015
@@ -475,12 +565,16 @@ class CompareResponsesRequest(_message.Message):
     FIRST_FIELD_NUMBER: _builtins.int
     SECOND_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    INLINE_CONSTITUTION_FIELD_NUMBER: _builtins.int
+    CATEGORY_FIELD_NUMBER: _builtins.int
     constitution: _builtins.str
-    """Constitution to apply, "constitutions/{constitution}". Required."""
+    """Constitution to apply, "constitutions/{constitution}". Required unless `inline_constitution` is set."""
     first: _builtins.str
     """First response. Required."""
     second: _builtins.str
     """Second response, not equal to the first. Required."""
+    category: _builtins.str
+    """Category of the conversation, at most 64 bytes, recorded with the label; principles that do not apply to it are left out. Empty for none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.Message]:
         """Conversation both responses answer. Required."""
@@ -488,6 +582,10 @@ class CompareResponsesRequest(_message.Message):
     @_builtins.property
     def options(self) -> Global___JudgeOptions:
         """How to judge."""
+
+    @_builtins.property
+    def inline_constitution(self) -> Global___Constitution:
+        """Constitution written in the request instead of named, by the rules of constitution files, at most 16 KiB of text."""
 
     def __init__(
         self,
@@ -497,10 +595,12 @@ class CompareResponsesRequest(_message.Message):
         first: _builtins.str = ...,
         second: _builtins.str = ...,
         options: Global___JudgeOptions | None = ...,
+        inline_constitution: Global___Constitution | None = ...,
+        category: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inline_constitution", b"inline_constitution", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["constitution", b"constitution", "first", b"first", "messages", b"messages", "options", b"options", "second", b"second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "constitution", b"constitution", "first", b"first", "inline_constitution", b"inline_constitution", "messages", b"messages", "options", b"options", "second", b"second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -539,10 +639,13 @@ class Pair(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     FIRST_FIELD_NUMBER: _builtins.int
     SECOND_FIELD_NUMBER: _builtins.int
+    CATEGORY_FIELD_NUMBER: _builtins.int
     first: _builtins.str
     """First response. Required."""
     second: _builtins.str
     """Second response, not equal to the first. Required."""
+    category: _builtins.str
+    """Category of the conversation, at most 64 bytes, recorded with the label; principles that do not apply to it are left out. Empty for none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.Message]:
         """Conversation both responses answer. Required."""
@@ -553,10 +656,11 @@ class Pair(_message.Message):
         messages: _abc.Iterable[_conversation_pb2.Message] | None = ...,
         first: _builtins.str = ...,
         second: _builtins.str = ...,
+        category: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "messages", b"messages", "second", b"second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "first", b"first", "messages", b"messages", "second", b"second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -571,8 +675,9 @@ class BatchCompareResponsesRequest(_message.Message):
     CONSTITUTION_FIELD_NUMBER: _builtins.int
     PAIRS_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    INLINE_CONSTITUTION_FIELD_NUMBER: _builtins.int
     constitution: _builtins.str
-    """Constitution to apply, "constitutions/{constitution}". Required."""
+    """Constitution to apply, "constitutions/{constitution}". Required unless `inline_constitution` is set."""
     @_builtins.property
     def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pair]:
         """Pairs, 1 to 1024. Required."""
@@ -581,16 +686,21 @@ class BatchCompareResponsesRequest(_message.Message):
     def options(self) -> Global___JudgeOptions:
         """How to judge."""
 
+    @_builtins.property
+    def inline_constitution(self) -> Global___Constitution:
+        """Constitution written in the request instead of named, by the rules of constitution files, at most 16 KiB of text."""
+
     def __init__(
         self,
         *,
         constitution: _builtins.str = ...,
         pairs: _abc.Iterable[Global___Pair] | None = ...,
         options: Global___JudgeOptions | None = ...,
+        inline_constitution: Global___Constitution | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inline_constitution", b"inline_constitution", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["constitution", b"constitution", "options", b"options", "pairs", b"pairs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["constitution", b"constitution", "inline_constitution", b"inline_constitution", "options", b"options", "pairs", b"pairs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -630,8 +740,12 @@ class RankResponsesRequest(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     RESPONSES_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    INLINE_CONSTITUTION_FIELD_NUMBER: _builtins.int
+    CATEGORY_FIELD_NUMBER: _builtins.int
     constitution: _builtins.str
-    """Constitution to apply, "constitutions/{constitution}". Required."""
+    """Constitution to apply, "constitutions/{constitution}". Required unless `inline_constitution` is set."""
+    category: _builtins.str
+    """Category of the conversation, at most 64 bytes, recorded with the label; principles that do not apply to it are left out. Empty for none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.Message]:
         """Conversation all responses answer. Required."""
@@ -644,6 +758,10 @@ class RankResponsesRequest(_message.Message):
     def options(self) -> Global___JudgeOptions:
         """How to judge."""
 
+    @_builtins.property
+    def inline_constitution(self) -> Global___Constitution:
+        """Constitution written in the request instead of named, by the rules of constitution files, at most 16 KiB of text."""
+
     def __init__(
         self,
         *,
@@ -651,10 +769,12 @@ class RankResponsesRequest(_message.Message):
         messages: _abc.Iterable[_conversation_pb2.Message] | None = ...,
         responses: _abc.Iterable[_builtins.str] | None = ...,
         options: Global___JudgeOptions | None = ...,
+        inline_constitution: Global___Constitution | None = ...,
+        category: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inline_constitution", b"inline_constitution", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["constitution", b"constitution", "messages", b"messages", "options", b"options", "responses", b"responses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "constitution", b"constitution", "inline_constitution", b"inline_constitution", "messages", b"messages", "options", b"options", "responses", b"responses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -852,6 +972,7 @@ class Score(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     RECORDED_BEFORE_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    NULL_RESPONSE_SUSPECTED_FIELD_NUMBER: _builtins.int
     expected: _builtins.float
     """Weighted mean of the principles' expected scores, in [1, 10]. Unset when the judge abstained."""
     reward: _builtins.float
@@ -864,6 +985,8 @@ class Score(_message.Message):
     """Ledger resource that holds this score, "labels/{label}"."""
     recorded_before: _builtins.bool
     """True when the ledger already held the score."""
+    null_response_suspected: _builtins.bool
+    """The response says nothing, or is one text that answers many different conversations."""
     @_builtins.property
     def principle_scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrincipleScore]:
         """One score per principle, in document order."""
@@ -883,10 +1006,11 @@ class Score(_message.Message):
         label: _builtins.str = ...,
         recorded_before: _builtins.bool = ...,
         provenance: _provenance_pb2.Provenance | None = ...,
+        null_response_suspected: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "_reward", b"_reward", "expected", b"expected", "provenance", b"provenance", "reward", b"reward"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "_reward", b"_reward", "abstention_reason", b"abstention_reason", "expected", b"expected", "injection_suspected", b"injection_suspected", "label", b"label", "principle_scores", b"principle_scores", "provenance", b"provenance", "recorded_before", b"recorded_before", "reward", b"reward"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected", b"_expected", "_reward", b"_reward", "abstention_reason", b"abstention_reason", "expected", b"expected", "injection_suspected", b"injection_suspected", "label", b"label", "null_response_suspected", b"null_response_suspected", "principle_scores", b"principle_scores", "provenance", b"provenance", "recorded_before", b"recorded_before", "reward", b"reward"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected: _TypeAlias = _typing.Literal["expected"]  # noqa: Y015
     _WhichOneofArgType__expected: _TypeAlias = _typing.Literal["_expected", b"_expected"]  # noqa: Y015
@@ -909,10 +1033,14 @@ class ScoreResponseRequest(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    INLINE_CONSTITUTION_FIELD_NUMBER: _builtins.int
+    CATEGORY_FIELD_NUMBER: _builtins.int
     constitution: _builtins.str
-    """Constitution to apply, "constitutions/{constitution}". Required."""
+    """Constitution to apply, "constitutions/{constitution}". Required unless `inline_constitution` is set."""
     response: _builtins.str
     """Response. Required."""
+    category: _builtins.str
+    """Category of the conversation, at most 64 bytes, recorded with the label; principles that do not apply to it are left out. Empty for none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.Message]:
         """Conversation the response answers. Required."""
@@ -921,6 +1049,10 @@ class ScoreResponseRequest(_message.Message):
     def options(self) -> Global___JudgeOptions:
         """How to judge."""
 
+    @_builtins.property
+    def inline_constitution(self) -> Global___Constitution:
+        """Constitution written in the request instead of named, by the rules of constitution files, at most 16 KiB of text."""
+
     def __init__(
         self,
         *,
@@ -928,10 +1060,12 @@ class ScoreResponseRequest(_message.Message):
         messages: _abc.Iterable[_conversation_pb2.Message] | None = ...,
         response: _builtins.str = ...,
         options: Global___JudgeOptions | None = ...,
+        inline_constitution: Global___Constitution | None = ...,
+        category: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inline_constitution", b"inline_constitution", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["constitution", b"constitution", "messages", b"messages", "options", b"options", "response", b"response"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "constitution", b"constitution", "inline_constitution", b"inline_constitution", "messages", b"messages", "options", b"options", "response", b"response"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -969,8 +1103,11 @@ class ResponseToScore(_message.Message):
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
+    CATEGORY_FIELD_NUMBER: _builtins.int
     response: _builtins.str
     """Response; may be empty, an empty response is a bad one. Required."""
+    category: _builtins.str
+    """Category of the conversation, at most 64 bytes, recorded with the label; principles that do not apply to it are left out. Empty for none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.Message]:
         """Conversation the response answers. Required."""
@@ -980,10 +1117,11 @@ class ResponseToScore(_message.Message):
         *,
         messages: _abc.Iterable[_conversation_pb2.Message] | None = ...,
         response: _builtins.str = ...,
+        category: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "response", b"response"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "messages", b"messages", "response", b"response"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -998,8 +1136,9 @@ class BatchScoreResponsesRequest(_message.Message):
     CONSTITUTION_FIELD_NUMBER: _builtins.int
     RESPONSES_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    INLINE_CONSTITUTION_FIELD_NUMBER: _builtins.int
     constitution: _builtins.str
-    """Constitution to apply, "constitutions/{constitution}". Required."""
+    """Constitution to apply, "constitutions/{constitution}". Required unless `inline_constitution` is set."""
     @_builtins.property
     def responses(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResponseToScore]:
         """Responses, 1 to 1024. Required."""
@@ -1008,16 +1147,21 @@ class BatchScoreResponsesRequest(_message.Message):
     def options(self) -> Global___JudgeOptions:
         """How to judge."""
 
+    @_builtins.property
+    def inline_constitution(self) -> Global___Constitution:
+        """Constitution written in the request instead of named, by the rules of constitution files, at most 16 KiB of text."""
+
     def __init__(
         self,
         *,
         constitution: _builtins.str = ...,
         responses: _abc.Iterable[Global___ResponseToScore] | None = ...,
         options: Global___JudgeOptions | None = ...,
+        inline_constitution: Global___Constitution | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inline_constitution", b"inline_constitution", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["constitution", b"constitution", "options", b"options", "responses", b"responses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["constitution", b"constitution", "inline_constitution", b"inline_constitution", "options", b"options", "responses", b"responses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1057,17 +1201,25 @@ class CritiqueResponseRequest(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    INLINE_CONSTITUTION_FIELD_NUMBER: _builtins.int
+    CATEGORY_FIELD_NUMBER: _builtins.int
     constitution: _builtins.str
-    """Constitution to apply, "constitutions/{constitution}". Required."""
+    """Constitution to apply, "constitutions/{constitution}". Required unless `inline_constitution` is set."""
     response: _builtins.str
     """Response under criticism. Required."""
+    category: _builtins.str
+    """Category of the conversation, at most 64 bytes; principles that do not apply to it are left out. Empty for none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.Message]:
         """Conversation the response answers. Required."""
 
     @_builtins.property
     def options(self) -> Global___JudgeOptions:
-        """How to judge; with `num_sampled_principles` one principle is drawn by seed."""
+        """Which principles, and the seed of their draw and of the text; `reasoning` and `min_verdict_mass` do not apply."""
+
+    @_builtins.property
+    def inline_constitution(self) -> Global___Constitution:
+        """Constitution written in the request instead of named, by the rules of constitution files, at most 16 KiB of text."""
 
     def __init__(
         self,
@@ -1076,10 +1228,12 @@ class CritiqueResponseRequest(_message.Message):
         messages: _abc.Iterable[_conversation_pb2.Message] | None = ...,
         response: _builtins.str = ...,
         options: Global___JudgeOptions | None = ...,
+        inline_constitution: Global___Constitution | None = ...,
+        category: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inline_constitution", b"inline_constitution", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["constitution", b"constitution", "messages", b"messages", "options", b"options", "response", b"response"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "constitution", b"constitution", "inline_constitution", b"inline_constitution", "messages", b"messages", "options", b"options", "response", b"response"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1094,8 +1248,11 @@ class CritiqueResponseResponse(_message.Message):
     CRITIQUE_FIELD_NUMBER: _builtins.int
     PRINCIPLE_IDS_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    ABSTENTION_REASON_FIELD_NUMBER: _builtins.int
     critique: _builtins.str
-    """Critique text."""
+    """Critique text; empty when the judge abstained."""
+    abstention_reason: Global___AbstentionReason.ValueType
+    """Why there is no critique."""
     @_builtins.property
     def principle_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Principles it applied."""
@@ -1110,10 +1267,11 @@ class CritiqueResponseResponse(_message.Message):
         critique: _builtins.str = ...,
         principle_ids: _abc.Iterable[_builtins.str] | None = ...,
         provenance: _provenance_pb2.Provenance | None = ...,
+        abstention_reason: Global___AbstentionReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["critique", b"critique", "principle_ids", b"principle_ids", "provenance", b"provenance"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abstention_reason", b"abstention_reason", "critique", b"critique", "principle_ids", b"principle_ids", "provenance", b"provenance"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1131,21 +1289,29 @@ class ReviseResponseRequest(_message.Message):
     CRITIQUE_FIELD_NUMBER: _builtins.int
     PRINCIPLE_IDS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    INLINE_CONSTITUTION_FIELD_NUMBER: _builtins.int
+    CATEGORY_FIELD_NUMBER: _builtins.int
     constitution: _builtins.str
-    """Constitution to apply, "constitutions/{constitution}". Required."""
+    """Constitution to apply, "constitutions/{constitution}". Required unless `inline_constitution` is set."""
     response: _builtins.str
     """Response to rewrite. Required."""
     critique: _builtins.str
     """Critique to answer. Required."""
     seed: _builtins.int
     """Seed of the rewrite."""
+    category: _builtins.str
+    """Category of the conversation, at most 64 bytes; principles that do not apply to it are left out. Empty for none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.Message]:
         """Conversation the response answers. Required."""
 
     @_builtins.property
     def principle_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Principles the critique applied."""
+        """Principles the critique applied; empty means all."""
+
+    @_builtins.property
+    def inline_constitution(self) -> Global___Constitution:
+        """Constitution written in the request instead of named, by the rules of constitution files, at most 16 KiB of text."""
 
     def __init__(
         self,
@@ -1156,10 +1322,12 @@ class ReviseResponseRequest(_message.Message):
         critique: _builtins.str = ...,
         principle_ids: _abc.Iterable[_builtins.str] | None = ...,
         seed: _builtins.int = ...,
+        inline_constitution: Global___Constitution | None = ...,
+        category: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inline_constitution", b"inline_constitution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["constitution", b"constitution", "critique", b"critique", "messages", b"messages", "principle_ids", b"principle_ids", "response", b"response", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "constitution", b"constitution", "critique", b"critique", "inline_constitution", b"inline_constitution", "messages", b"messages", "principle_ids", b"principle_ids", "response", b"response", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1174,10 +1342,13 @@ class ReviseResponseResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     UNCHANGED_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    ABSTENTION_REASON_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
-    """Rewritten response."""
+    """Rewritten response; empty when the judge abstained."""
     unchanged: _builtins.bool
-    """True when the rewrite equals the original."""
+    """True when the rewrite equals the original, spacing at its ends aside."""
+    abstention_reason: Global___AbstentionReason.ValueType
+    """Why there is no revision."""
     @_builtins.property
     def provenance(self) -> _provenance_pb2.Provenance:
         """How it was made."""
@@ -1188,10 +1359,11 @@ class ReviseResponseResponse(_message.Message):
         revision: _builtins.str = ...,
         unchanged: _builtins.bool = ...,
         provenance: _provenance_pb2.Provenance | None = ...,
+        abstention_reason: Global___AbstentionReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "revision", b"revision", "unchanged", b"unchanged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abstention_reason", b"abstention_reason", "provenance", b"provenance", "revision", b"revision", "unchanged", b"unchanged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1206,13 +1378,18 @@ class AuditConstitutionRequest(_message.Message):
     CONSTITUTION_FIELD_NUMBER: _builtins.int
     PROBE_PAIRS_FIELD_NUMBER: _builtins.int
     WRITTEN_AUDIT_FIELD_NUMBER: _builtins.int
+    INLINE_CONSTITUTION_FIELD_NUMBER: _builtins.int
     constitution: _builtins.str
-    """Constitution to audit, "constitutions/{constitution}". Required."""
+    """Constitution to audit, "constitutions/{constitution}". Required unless `inline_constitution` is set."""
     written_audit: _builtins.bool
     """Also ask the judge model for a written audit."""
     @_builtins.property
     def probe_pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pair]:
         """Pairs on which principles are tried against each other, at most 256."""
+
+    @_builtins.property
+    def inline_constitution(self) -> Global___Constitution:
+        """Constitution written in the request instead of named, by the rules of constitution files, at most 16 KiB of text."""
 
     def __init__(
         self,
@@ -1220,10 +1397,11 @@ class AuditConstitutionRequest(_message.Message):
         constitution: _builtins.str = ...,
         probe_pairs: _abc.Iterable[Global___Pair] | None = ...,
         written_audit: _builtins.bool = ...,
+        inline_constitution: Global___Constitution | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inline_constitution", b"inline_constitution"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["constitution", b"constitution", "probe_pairs", b"probe_pairs", "written_audit", b"written_audit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["constitution", b"constitution", "inline_constitution", b"inline_constitution", "probe_pairs", b"probe_pairs", "written_audit", b"written_audit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1274,8 +1452,11 @@ class AuditConstitutionResponse(_message.Message):
     FINDINGS_FIELD_NUMBER: _builtins.int
     WRITTEN_AUDIT_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    WRITTEN_AUDIT_ABSTENTION_REASON_FIELD_NUMBER: _builtins.int
     written_audit: _builtins.str
     """The judge model's written audit, empty when not asked for."""
+    written_audit_abstention_reason: Global___AbstentionReason.ValueType
+    """Why there is no written audit although one was asked for."""
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditFinding]:
         """Findings of the mechanical checks."""
@@ -1290,10 +1471,11 @@ class AuditConstitutionResponse(_message.Message):
         findings: _abc.Iterable[Global___AuditFinding] | None = ...,
         written_audit: _builtins.str = ...,
         provenance: _provenance_pb2.Provenance | None = ...,
+        written_audit_abstention_reason: Global___AbstentionReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "provenance", b"provenance", "written_audit", b"written_audit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "provenance", b"provenance", "written_audit", b"written_audit", "written_audit_abstention_reason", b"written_audit_abstention_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1398,3 +1580,102 @@ class ListConstitutionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListConstitutionsResponse: _TypeAlias = ListConstitutionsResponse  # noqa: Y015
+
+@_typing.final
+class GetJudgeRequest(_message.Message):
+    """Request of GetJudge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetJudgeRequest: _TypeAlias = GetJudgeRequest  # noqa: Y015
+
+@_typing.final
+class PanelJudge(_message.Message):
+    """One judge of a panel beside the service's own model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JUDGE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    judge: _builtins.str
+    """Its name in the panel."""
+    @_builtins.property
+    def model(self) -> _provenance_pb2.ModelRef:
+        """Weights it answered with last; unset until it has answered."""
+
+    def __init__(
+        self,
+        *,
+        judge: _builtins.str = ...,
+        model: _provenance_pb2.ModelRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["judge", b"judge", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PanelJudge: _TypeAlias = PanelJudge  # noqa: Y015
+
+@_typing.final
+class GetJudgeResponse(_message.Message):
+    """Response of GetJudge."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    TEMPLATE_SHA256_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENGTH_TOKENS_FIELD_NUMBER: _builtins.int
+    PANEL_FIELD_NUMBER: _builtins.int
+    CALIBRATIONS_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    template: _builtins.str
+    """Name of the prompt template."""
+    template_sha256: _builtins.str
+    """SHA-256 of the template's wording of comparisons and scores, 64 lower-case hex digits."""
+    context_length_tokens: _builtins.int
+    """Longest prompt of the model, tokens."""
+    fingerprint: _builtins.str
+    """SHA-256 of all of this judge that decides a label, 64 lower-case hex digits; empty when some weights cannot be
+    identified, and then no label is answered from the ledger.
+    """
+    @_builtins.property
+    def model(self) -> _provenance_pb2.ModelRef:
+        """Weights of the service's own model."""
+
+    @_builtins.property
+    def panel(self) -> _containers.RepeatedCompositeFieldContainer[Global___PanelJudge]:
+        """The other judges of the panel; empty without one."""
+
+    @_builtins.property
+    def calibrations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Calibrations registered, "calibrations/{calibration}"."""
+
+    def __init__(
+        self,
+        *,
+        model: _provenance_pb2.ModelRef | None = ...,
+        template: _builtins.str = ...,
+        template_sha256: _builtins.str = ...,
+        context_length_tokens: _builtins.int = ...,
+        panel: _abc.Iterable[Global___PanelJudge] | None = ...,
+        calibrations: _abc.Iterable[_builtins.str] | None = ...,
+        fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibrations", b"calibrations", "context_length_tokens", b"context_length_tokens", "fingerprint", b"fingerprint", "model", b"model", "panel", b"panel", "template", b"template", "template_sha256", b"template_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetJudgeResponse: _TypeAlias = GetJudgeResponse  # noqa: Y015

@@ -85,6 +85,11 @@ class JudgeServiceStub:
                 request_serializer=rlaif_dot_v1_dot_judge__service__pb2.ListConstitutionsRequest.SerializeToString,
                 response_deserializer=rlaif_dot_v1_dot_judge__service__pb2.ListConstitutionsResponse.FromString,
                 _registered_method=True)
+        self.GetJudge = channel.unary_unary(
+                '/rlaif.v1.JudgeService/GetJudge',
+                request_serializer=rlaif_dot_v1_dot_judge__service__pb2.GetJudgeRequest.SerializeToString,
+                response_deserializer=rlaif_dot_v1_dot_judge__service__pb2.GetJudgeResponse.FromString,
+                _registered_method=True)
 
 
 class JudgeServiceServicer:
@@ -161,6 +166,13 @@ class JudgeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetJudge(self, request, context):
+        """Says which judge this is: weights, template, panel, calibrations.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JudgeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -213,6 +225,11 @@ def add_JudgeServiceServicer_to_server(servicer, server):
                     servicer.ListConstitutions,
                     request_deserializer=rlaif_dot_v1_dot_judge__service__pb2.ListConstitutionsRequest.FromString,
                     response_serializer=rlaif_dot_v1_dot_judge__service__pb2.ListConstitutionsResponse.SerializeToString,
+            ),
+            'GetJudge': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJudge,
+                    request_deserializer=rlaif_dot_v1_dot_judge__service__pb2.GetJudgeRequest.FromString,
+                    response_serializer=rlaif_dot_v1_dot_judge__service__pb2.GetJudgeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -486,6 +503,33 @@ class JudgeService:
             '/rlaif.v1.JudgeService/ListConstitutions',
             rlaif_dot_v1_dot_judge__service__pb2.ListConstitutionsRequest.SerializeToString,
             rlaif_dot_v1_dot_judge__service__pb2.ListConstitutionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJudge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlaif.v1.JudgeService/GetJudge',
+            rlaif_dot_v1_dot_judge__service__pb2.GetJudgeRequest.SerializeToString,
+            rlaif_dot_v1_dot_judge__service__pb2.GetJudgeResponse.FromString,
             options,
             channel_credentials,
             insecure,

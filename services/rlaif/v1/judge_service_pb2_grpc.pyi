@@ -53,6 +53,8 @@ class JudgeServiceStub:
     """Returns one constitution with its principles."""
     ListConstitutions: _grpc.UnaryUnaryMultiCallable[_judge_service_pb2.ListConstitutionsRequest, _judge_service_pb2.ListConstitutionsResponse]
     """Lists the constitutions this judge can apply, by name."""
+    GetJudge: _grpc.UnaryUnaryMultiCallable[_judge_service_pb2.GetJudgeRequest, _judge_service_pb2.GetJudgeResponse]
+    """Says which judge this is: weights, template, panel, calibrations."""
 
 @_typing.type_check_only
 class JudgeServiceAsyncStub(JudgeServiceStub):
@@ -79,6 +81,8 @@ class JudgeServiceAsyncStub(JudgeServiceStub):
     """Returns one constitution with its principles."""
     ListConstitutions: _aio.UnaryUnaryMultiCallable[_judge_service_pb2.ListConstitutionsRequest, _judge_service_pb2.ListConstitutionsResponse]  # type: ignore[assignment]
     """Lists the constitutions this judge can apply, by name."""
+    GetJudge: _aio.UnaryUnaryMultiCallable[_judge_service_pb2.GetJudgeRequest, _judge_service_pb2.GetJudgeResponse]  # type: ignore[assignment]
+    """Says which judge this is: weights, template, panel, calibrations."""
 
 class JudgeServiceServicer(metaclass=_abc_1.ABCMeta):
     """AI judge bound by a written constitution. Every label is recorded in the ledger before it is answered."""
@@ -162,5 +166,13 @@ class JudgeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_judge_service_pb2.ListConstitutionsResponse, _abc.Awaitable[_judge_service_pb2.ListConstitutionsResponse]]:
         """Lists the constitutions this judge can apply, by name."""
+
+    @_abc_1.abstractmethod
+    def GetJudge(
+        self,
+        request: _judge_service_pb2.GetJudgeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_judge_service_pb2.GetJudgeResponse, _abc.Awaitable[_judge_service_pb2.GetJudgeResponse]]:
+        """Says which judge this is: weights, template, panel, calibrations."""
 
 def add_JudgeServiceServicer_to_server(servicer: JudgeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
