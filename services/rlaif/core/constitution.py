@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import yaml
@@ -14,30 +14,61 @@ from rlaif.core.canonical import digest
 from rlaif.core.errors import InvalidInputError, NotFoundError
 
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
-_CONSTITUTION_KEYS = {"id", "version", "description", "principles"}
-_PRINCIPLE_KEYS = {"id", "text", "weight", "dimension"}
+_CONSTITUTION_KEYS = {"id", "version", "description", "critique", "revision", "principles"}
+_PRINCIPLE_KEYS = {"id", "text", "weight", "dimension", "applies_to", "critique", "revision", "exemplars"}
+_EXEMPLAR_KEYS = ("prompt", "response", "critique", "revision")
+_OPTIONAL_KEYS = {"applies_to", "critique", "revision", "exemplars"}
 MAX_PRINCIPLES = 64
 MAX_PRINCIPLE_CHARACTERS = 4000
+MAX_CATEGORIES = 64
+MAX_EXEMPLARS = 16
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """A worked example under one principle: a flawed response, what is wrong with it, and the better response."""
+
+    prompt: str
+    response: str
+    critique: str
+    revision: str
 
 
 @dataclass(frozen=True)
 class Principle:
-    """One rule. `weight` is relative to the other principles; `dimension` says what the rule measures."""
+    """One rule. `weight` is relative to the other principles; `dimension` says what the rule measures.
+
+    `applies_to` holds the categories of conversation that the rule is for; empty means all. `critique` and `revision`
+    instruct Constitutional AI's two steps under this rule, in place of the constitution's own instructions.
+    """
 
     principle_id: str
     text: str
     weight: float = 1.0
     dimension: str = ""
+    applies_to: tuple[str, ...] = ()
+    critique: str = ""
+    revision: str = ""
+    exemplars: tuple[Exemplar, ...] = ()
+
+    def applies(self, category: str) -> bool:
+        """Whether the rule is for conversations of that category."""
+        return not self.applies_to or category in self.applies_to
 
 
 @dataclass(frozen=True)
 class Constitution:
-    """Principles in document order; `version` is the author's, from 1."""
+    """Principles in document order; `version` is the author's, from 1.
+
+    `critique` and `revision` instruct Constitutional AI's two steps; empty leaves the wording to the judge's template.
+    """
 
     constitution_id: str
     version: int
     description: str
     principles: tuple[Principle, ...]
+    critique: str = ""
+    revision: str = ""
 
     @property
     def name(self) -> str:
@@ -46,11 +77,25 @@ class Constitution:
 
     @property
     def sha256(self) -> str:
-        """Digest of the canonical form; layout and comments of the file do not count."""
-        return digest(asdict(self))
+        """Digest of the canonical form; layout, comments and optional parts left out do not count."""
+        value = asdict(self)
+        return digest(_given(value) | {"principles": [_given(principle) for principle in value["principles"]]})
 
-    def select(self, principle_ids: Sequence[str], *, num_sampled: int = 0, seed: int = 0) -> tuple[Principle, ...]:
-        """The principles with these ids, or all; of them `num_sampled` drawn by seed, in document order."""
+    def critique_instruction(self, principle: Principle) -> str:
+        """How to criticise under a principle: its own instruction, else the constitution's, else empty."""
+        return principle.critique or self.critique
+
+    def revision_instruction(self, principle: Principle) -> str:
+        """How to rewrite under a principle: its own instruction, else the constitution's, else empty."""
+        return principle.revision or self.revision
+
+    def select(
+        self, principle_ids: Sequence[str], *, num_sampled: int = 0, seed: int = 0, category: str = ""
+    ) -> tuple[Principle, ...]:
+        """The principles with these ids, or all; of them `num_sampled` drawn by seed, in document order.
+
+        With a category, those that do not apply to it are left out; InvalidInputError when none is left.
+        """
         known = {principle.principle_id for principle in self.principles}
         for index, principle_id in enumerate(principle_ids):
             if principle_id not in known:
@@ -60,6 +105,10 @@ class Constitution:
                 )
         wanted = set(principle_ids) or known
         chosen = tuple(principle for principle in self.principles if principle.principle_id in wanted)
+        if category:
+            chosen = tuple(principle for principle in chosen if principle.applies(category))
+            if not chosen:
+                raise InvalidInputError(f"no principle of {self.name} applies to {category!r}", field="category")
         if num_sampled and num_sampled < len(chosen):
             drawn = set(random.Random(seed).sample(range(len(chosen)), num_sampled))  # noqa: S311 - not for secrets
             chosen = tuple(principle for index, principle in enumerate(chosen) if index in drawn)
@@ -70,7 +119,11 @@ class Constitution:
         kept = tuple(principle for principle in self.principles if principle.principle_id != principle_id)
         if len(kept) == len(self.principles):
             raise NotFoundError(f"{self.name} has no principle {principle_id!r}")
-        return Constitution(self.constitution_id, self.version, self.description, kept)
+        return replace(self, principles=kept)
+
+
+def _given(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: each for key, each in value.items() if each or key not in _OPTIONAL_KEYS}
 
 
 def parse_constitution(text: str, *, source: str = "constitution") -> Constitution:
@@ -102,8 +155,14 @@ class _Parser:
                 entries.get("version") or root, "version", f"must be a whole number from 1, not {version!r}"
             )
         description = self._scalar(entries.get("description"), field="description", default="")
-        principles = self._principles(entries.get("principles"), root)
-        return Constitution(constitution_id, version, str(description).strip(), principles)
+        return Constitution(
+            constitution_id,
+            version,
+            str(description).strip(),
+            self._principles(entries.get("principles"), root),
+            critique=self._text(entries, "critique", field="critique"),
+            revision=self._text(entries, "revision", field="revision"),
+        )
 
     def _principles(self, node: yaml.Node | None, root: yaml.Node) -> tuple[Principle, ...]:
         if node is None:
@@ -125,11 +184,9 @@ class _Parser:
     def _principle(self, node: yaml.Node, *, field: str) -> Principle:
         entries = self._mapping(node, field=field, allowed=_PRINCIPLE_KEYS)
         principle_id = self._identifier(entries, node, field=f"{field}.id", key="id")
-        text = self._scalar(entries.get("text"), field=f"{field}.text", default="")
-        if not isinstance(text, str) or not text.strip():
-            raise self._error(entries.get("text") or node, f"{field}.text", "must be the principle's wording")
-        if len(text) > MAX_PRINCIPLE_CHARACTERS:
-            raise self._error(entries["text"], f"{field}.text", f"is longer than {MAX_PRINCIPLE_CHARACTERS} characters")
+        if "text" not in entries:
+            raise self._error(node, f"{field}.text", "must be the principle's wording")
+        text = self._text(entries, "text", field=f"{field}.text")
         weight = self._scalar(entries.get("weight"), field=f"{field}.weight", default=1.0)
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1000:
             raise self._error(
@@ -138,7 +195,60 @@ class _Parser:
                 f"must be a number above 0, at most 1000, not {weight!r}",
             )
         dimension = self._scalar(entries.get("dimension"), field=f"{field}.dimension", default="")
-        return Principle(principle_id, text.strip(), float(weight), str(dimension))
+        return Principle(
+            principle_id,
+            text,
+            float(weight),
+            str(dimension),
+            applies_to=self._categories(entries.get("applies_to"), field=f"{field}.applies_to"),
+            critique=self._text(entries, "critique", field=f"{field}.critique"),
+            revision=self._text(entries, "revision", field=f"{field}.revision"),
+            exemplars=self._exemplars(entries.get("exemplars"), field=f"{field}.exemplars"),
+        )
+
+    def _categories(self, node: yaml.Node | None, *, field: str) -> tuple[str, ...]:
+        categories: list[str] = []
+        for index, item in enumerate(self._items(node, field=field, most=MAX_CATEGORIES)):
+            category = self._scalar(item, field=f"{field}[{index}]", default="")
+            if not isinstance(category, str) or not category.strip():
+                raise self._error(item, f"{field}[{index}]", f"must be the name of a category, not {category!r}")
+            if category.strip() in categories:
+                raise self._error(item, f"{field}[{index}]", f"{category!r} stands twice")
+            categories.append(category.strip())
+        return tuple(categories)
+
+    def _exemplars(self, node: yaml.Node | None, *, field: str) -> tuple[Exemplar, ...]:
+        exemplars = []
+        for index, item in enumerate(self._items(node, field=field, most=MAX_EXEMPLARS)):
+            place = f"{field}[{index}]"
+            entries = self._mapping(item, field=place, allowed=set(_EXEMPLAR_KEYS))
+            texts = {key: self._text(entries, key, field=f"{place}.{key}") for key in _EXEMPLAR_KEYS}
+            for key, text in texts.items():
+                if not text:
+                    raise self._error(item, f"{place}.{key}", "is missing; an exemplar shows all of its steps")
+            exemplars.append(Exemplar(**texts))
+        return tuple(exemplars)
+
+    def _items(self, node: yaml.Node | None, *, field: str, most: int) -> list[yaml.Node]:
+        if node is None:
+            return []
+        if not isinstance(node, yaml.SequenceNode) or not node.value:
+            raise self._error(node, field, "must be a list of at least one entry, or be left out")
+        if len(node.value) > most:
+            raise self._error(node, field, f"has {len(node.value)} entries; at most {most} are allowed")
+        return list(node.value)
+
+    def _text(self, entries: dict[str, yaml.Node], key: str, *, field: str) -> str:
+        """The stripped text of a key, empty when it is left out."""
+        node = entries.get(key)
+        if node is None:
+            return ""
+        text = self._scalar(node, field=field, default="")
+        if not isinstance(text, str) or not text.strip():
+            raise self._error(node, field, f"must be text, not {text!r}")
+        if len(text) > MAX_PRINCIPLE_CHARACTERS:
+            raise self._error(node, field, f"is longer than {MAX_PRINCIPLE_CHARACTERS} characters")
+        return text.strip()
 
     def _identifier(self, entries: dict[str, yaml.Node], parent: yaml.Node, *, field: str, key: str = "id") -> str:
         node = entries.get(key)
