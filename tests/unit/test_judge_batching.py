@@ -9,6 +9,7 @@ import pytest
 
 from rlaif.core.errors import QuotaExceededError, UnavailableError
 from rlaif.judge.batching import Batcher
+from rlaif.runtime.context import CallContext, enter_call
 
 
 class Recorder:
@@ -25,13 +26,21 @@ class Recorder:
         return [item * 10 for item in items]
 
 
-def make(recorder: Recorder, *, mix: bool, max_batch_items: int = 8, max_queue_items: int = 100) -> Batcher[int, int]:
+def make(
+    recorder: Recorder,
+    *,
+    mix: bool,
+    max_batch_items: int = 8,
+    max_queue_items: int = 100,
+    max_turn_items: int | None = None,
+) -> Batcher[int, int]:
     return Batcher(
         recorder.execute,
         mix=mix,
         max_batch_items=max_batch_items,
         max_delay_seconds=0.01,
         max_queue_items=max_queue_items,
+        max_turn_items=max_turn_items,
     )
 
 
@@ -121,3 +130,117 @@ async def test_close_ends_accepted_work_and_refuses_more():
     assert await accepted == [10]
     with pytest.raises(UnavailableError):
         await batcher.submit([2])
+
+
+def calling(caller: str, batcher: Batcher[int, int], items: Sequence[int]) -> asyncio.Task[list[int]]:
+    """A submission by that caller, queued when this returns control to the loop."""
+
+    async def submit() -> list[int]:
+        enter_call(CallContext(peer=caller))
+        return await batcher.submit(items)
+
+    return asyncio.create_task(submit())
+
+
+async def busy(recorder: Recorder, batcher: Batcher[int, int]) -> asyncio.Task[list[int]]:
+    """Keeps the engine busy until the recorder's gate opens."""
+    recorder.gate.clear()
+    recorder.started.clear()
+    task = calling("first", batcher, [0])
+    await recorder.started.wait()
+    return task
+
+
+async def test_one_item_waits_for_one_turn_of_a_long_job_not_for_all_of_it():
+    recorder = Recorder()
+    batcher = make(recorder, mix=False, max_turn_items=4)
+    running = await busy(recorder, batcher)
+    long = calling("long", batcher, range(100, 140))
+    await asyncio.sleep(0)
+    short = calling("short", batcher, [1])
+    await asyncio.sleep(0)
+    recorder.gate.set()
+    assert await short == [10]
+    assert await long == [item * 10 for item in range(100, 140)]
+    await running
+    assert recorder.batches[1:3] == [[100, 101, 102, 103], [1]]
+    assert [len(batch) for batch in recorder.batches] == [1, 4, 1, *[4] * 9]
+    await batcher.close()
+
+
+async def test_many_small_calls_of_one_caller_get_no_more_than_an_equal_share():
+    recorder = Recorder()
+    batcher = make(recorder, mix=False)
+    running = await busy(recorder, batcher)
+    many = [calling("many", batcher, [100 + i]) for i in range(20)]
+    await asyncio.sleep(0)
+    few = [calling("few", batcher, [i]) for i in range(1, 4)]
+    await asyncio.sleep(0)
+    recorder.gate.set()
+    await asyncio.gather(running, *many, *few)
+    assert [batch[0] for batch in recorder.batches[1:7]] == [100, 1, 101, 2, 102, 3]
+    await batcher.close()
+
+
+async def test_shares_are_of_items_not_of_calls():
+    recorder = Recorder()
+    batcher = make(recorder, mix=False)
+    running = await busy(recorder, batcher)
+    tasks = [calling("large", batcher, [100 + i] * 4) for i in range(2)]
+    await asyncio.sleep(0)
+    tasks += [calling("small", batcher, [i]) for i in range(1, 7)]
+    await asyncio.sleep(0)
+    recorder.gate.set()
+    await asyncio.gather(running, *tasks)
+    assert [batch[0] for batch in recorder.batches[1:]] == [100, 1, 2, 3, 4, 101, 5, 6]
+    await batcher.close()
+
+
+async def test_a_caller_returning_from_a_pause_has_saved_up_nothing():
+    recorder = Recorder()
+    batcher = make(recorder, mix=False)
+    assert await calling("idle", batcher, [1]) == [10]
+    for item in range(2, 30):
+        await calling("steady", batcher, [item])
+    running = await busy(recorder, batcher)
+    tasks = [calling("steady", batcher, [200 + i]) for i in range(3)]
+    await asyncio.sleep(0)
+    tasks += [calling("idle", batcher, [300 + i]) for i in range(3)]
+    await asyncio.sleep(0)
+    recorder.batches.clear()
+    recorder.gate.set()
+    await asyncio.gather(running, *tasks)
+    assert [batch[0] for batch in recorder.batches] == [300, 200, 301, 201, 302, 202]
+    await batcher.close()
+
+
+async def test_a_full_queue_still_admits_a_caller_below_its_share():
+    recorder = Recorder()
+    batcher = make(recorder, mix=False, max_queue_items=8)
+    running = await busy(recorder, batcher)
+    hoarder = calling("hoarder", batcher, range(100, 108))
+    await asyncio.sleep(0)
+    with pytest.raises(QuotaExceededError, match="of one caller at most 8"):
+        await calling("hoarder", batcher, [1])
+    modest = calling("modest", batcher, [2, 3, 4])
+    await asyncio.sleep(0)
+    with pytest.raises(QuotaExceededError, match="of one caller at most 4"):
+        await calling("modest", batcher, [5, 6])
+    recorder.gate.set()
+    assert await modest == [20, 30, 40]
+    await asyncio.gather(running, hoarder)
+    await batcher.close()
+
+
+async def test_a_job_whose_caller_left_gives_up_its_other_turns():
+    recorder = Recorder()
+    batcher = make(recorder, mix=False, max_turn_items=2)
+    running = await busy(recorder, batcher)
+    leaving = calling("leaving", batcher, range(100, 110))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    recorder.gate.set()
+    await running
+    await batcher.close()
+    assert recorder.batches == [[0]]

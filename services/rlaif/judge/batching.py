@@ -1,15 +1,18 @@
-"""Shared batches: the work of many callers, run together or one caller at a time, behind a bounded queue."""
+"""Shared batches: the work of many callers in fair turns, run together or one at a time, behind a bounded queue."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections import deque
+import heapq
+import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from rlaif.core.errors import QuotaExceededError, UnavailableError
+from rlaif.runtime.context import current_caller
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -19,18 +22,22 @@ _MIN_RETRY_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class _Unit(Generic[Item, Result]):
-    """What one caller submitted; never split over batches."""
+    """What one caller submitted, or a turn's worth of it; never split over batches."""
 
     items: Sequence[Item]
     results: asyncio.Future[list[Result]]
+    caller: str
     arrival: float
 
 
 class Batcher(Generic[Item, Result]):
-    """Runs submitted units in arrival order, one batch at a time.
+    """Runs submitted units one batch at a time, each caller in its turn.
 
-    With `mix` a batch joins units of several callers: it starts when `max_batch_items` are waiting or the oldest has
-    waited `max_delay_seconds`. Without it every unit is a batch of its own, so results cannot depend on the neighbours.
+    Callers share the engine fairly by items (start-time fair queueing, Goyal, Vin and Cheng 1996): who has had little
+    goes first, so a single item waits for one turn of a long job, not for all of it. Units of one caller keep their
+    order. With `mix` a batch joins units of several callers: it starts when `max_batch_items` are waiting or the oldest
+    has waited `max_delay_seconds`. Without it every unit is a batch of its own, so results cannot depend on the
+    neighbours.
     """
 
     def __init__(
@@ -41,13 +48,21 @@ class Batcher(Generic[Item, Result]):
         max_batch_items: int,
         max_delay_seconds: float,
         max_queue_items: int,
+        max_turn_items: int | None = None,
     ) -> None:
         self._execute = execute
         self._mix = mix
         self._max_batch_items = max_batch_items
         self._max_delay_seconds = max_delay_seconds
         self._max_queue_items = max_queue_items
-        self._queue: deque[_Unit[Item, Result]] = deque()
+        self._max_turn_items = max_turn_items
+        self._queue: list[tuple[float, int, _Unit[Item, Result]]] = []
+        """A heap by start tag, then arrival."""
+        self._order = itertools.count()
+        self._clock = 0.0
+        self._finish: dict[str, float] = {}
+        """Where each caller's next unit starts at the earliest; those behind the clock are forgotten."""
+        self._queued: Counter[str] = Counter()
         self._num_queued = 0
         self._changed = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -60,26 +75,28 @@ class Batcher(Generic[Item, Result]):
         return self._num_queued
 
     async def submit(self, items: Sequence[Item]) -> list[Result]:
-        """One result an item, in order; QuotaExceededError when the queue is full."""
+        """One result an item, in order; QuotaExceededError when the queue, or the caller's share of it, is full."""
         if not items:
             return []
         if self._closed:
             raise UnavailableError("the service is shutting down", reason="SHUTTING_DOWN")
-        queued = self.num_queued
-        if queued and queued + len(items) > self._max_queue_items:
-            raise QuotaExceededError(
-                f"{queued} items are waiting and at most {self._max_queue_items} may",
-                retry_after_seconds=max(_MIN_RETRY_SECONDS, self._batch_seconds),
-            )
-        loop = asyncio.get_running_loop()
-        unit: _Unit[Item, Result] = _Unit(items, loop.create_future(), loop.time())
-        self._queue.append(unit)
-        self._num_queued += len(items)
+        caller = current_caller()
+        self._admit(len(items), caller=caller)
+        units = [self._enqueue(part, caller=caller) for part in self._turns(items)]
         self._changed.set()
         if self._worker is None:
             # In no caller's context: its deadline and trace are not those of the batches to come.
             self._worker = asyncio.create_task(self._run(), context=contextvars.Context())
-        return await unit.results
+        results: list[Result] = []
+        try:
+            for unit in units:
+                results.extend(await unit.results)
+        finally:
+            for unit in units:
+                if not unit.results.cancel() and not unit.results.cancelled():
+                    # Read, so that the failure of a later turn is not reported as never retrieved.
+                    unit.results.exception()
+        return results
 
     async def close(self) -> None:
         """Ends the work that was accepted, then stops."""
@@ -87,6 +104,42 @@ class Batcher(Generic[Item, Result]):
         self._changed.set()
         if self._worker is not None:
             await self._worker
+
+    def _admit(self, num_items: int, *, caller: str) -> None:
+        """A full queue refuses whoever holds more than an equal share of it; twice its size refuses everyone."""
+        queued, most = self.num_queued, self._max_queue_items
+        if not queued or queued + num_items <= most:
+            return
+        share = most // len({*self._queued, caller})
+        if self._queued[caller] + num_items <= share and queued + num_items <= 2 * most:
+            return
+        raise QuotaExceededError(
+            f"{queued} items are waiting and at most {most} may, of one caller at most {share}",
+            retry_after_seconds=max(_MIN_RETRY_SECONDS, self._batch_seconds),
+        )
+
+    def _turns(self, items: Sequence[Item]) -> list[Sequence[Item]]:
+        size = self._max_turn_items or len(items)
+        return [items[start : start + size] for start in range(0, len(items), size)]
+
+    def _enqueue(self, items: Sequence[Item], *, caller: str) -> _Unit[Item, Result]:
+        loop = asyncio.get_running_loop()
+        unit: _Unit[Item, Result] = _Unit(items, loop.create_future(), caller, loop.time())
+        start = max(self._clock, self._finish.get(caller, 0.0))
+        self._finish[caller] = start + len(items)
+        heapq.heappush(self._queue, (start, next(self._order), unit))
+        self._queued[caller] += len(items)
+        self._num_queued += len(items)
+        return unit
+
+    def _dequeue(self) -> _Unit[Item, Result]:
+        self._clock, _, unit = heapq.heappop(self._queue)
+        self._num_queued -= len(unit.items)
+        self._queued[unit.caller] -= len(unit.items)
+        if not self._queued[unit.caller]:
+            del self._queued[unit.caller]
+            self._finish = {caller: finish for caller, finish in self._finish.items() if finish > self._clock}
+        return unit
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -106,8 +159,10 @@ class Batcher(Generic[Item, Result]):
             self._batch_seconds = 0.8 * self._batch_seconds + 0.2 * (loop.time() - start)
 
     async def _wait_for_company(self) -> None:
+        if self.num_queued >= self._max_batch_items:
+            return
         loop = asyncio.get_running_loop()
-        due = self._queue[0].arrival + self._max_delay_seconds
+        due = min(unit.arrival for _, _, unit in self._queue) + self._max_delay_seconds
         while self.num_queued < self._max_batch_items and not self._closed and (left := due - loop.time()) > 0:
             self._changed.clear()
             try:
@@ -119,11 +174,10 @@ class Batcher(Generic[Item, Result]):
         units: list[_Unit[Item, Result]] = []
         num_items = 0
         while self._queue:
-            unit = self._queue[0]
+            unit = self._queue[0][-1]
             if units and (not self._mix or num_items + len(unit.items) > self._max_batch_items):
                 break
-            self._queue.popleft()
-            self._num_queued -= len(unit.items)
+            self._dequeue()
             if not unit.results.cancelled():
                 units.append(unit)
                 num_items += len(unit.items)

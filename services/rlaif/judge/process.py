@@ -123,4 +123,5 @@ def _engine_batches(
         max_batch_items=queue.max_batch_items,
         max_delay_seconds=queue.max_delay_milliseconds / 1000,
         max_queue_items=queue.max_queue_items,
+        max_turn_items=queue.max_turn_items,
     )

@@ -31,8 +31,10 @@ class QueueSettings(SettingsModel):
     """Most items joined into one engine batch when requests are mixed."""
     max_delay_milliseconds: float = Field(default=5.0, ge=0, allow_inf_nan=False)
     """How long a batch waits for other callers when requests are mixed."""
+    max_turn_items: int = Field(default=128, ge=1)
+    """Most items of one caller that run in one turn: how long a single comparison may wait for a long job."""
     max_queue_items: int = Field(default=8192, ge=1)
-    """Most items waiting; a request beyond it is refused with a time to try again."""
+    """Most items waiting; a caller beyond an equal share of it is then refused with a time to try again."""
 
 
 class JudgeSettings(SettingsModel):

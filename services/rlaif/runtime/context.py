@@ -17,13 +17,14 @@ _NO_SPAN = "0" * 16
 
 @dataclass(frozen=True)
 class CallContext:
-    """One call. `deadline` is in `time.monotonic()` seconds; None when it may run for ever."""
+    """One call. `deadline` is in `time.monotonic()` seconds; None when it may run for ever. `peer` is a connection."""
 
     trace_id: str = field(default_factory=lambda: secrets.token_hex(16))
     span_id: str = field(default_factory=lambda: secrets.token_hex(8))
     trace_flags: str = "01"
     actor: str = ""
     deadline: float | None = None
+    peer: str = ""
 
     @property
     def traceparent(self) -> str:
@@ -51,6 +52,17 @@ def current_actor() -> str:
     return call.actor if call else ""
 
 
+def current_caller() -> str:
+    """Who shares of the service are counted for: the certificate's name, else the connection; empty outside of any.
+
+    A token does not tell callers apart: they all send the same.
+    """
+    call = _current.get()
+    if call is None:
+        return ""
+    return call.actor if call.actor.startswith("certificate:") or not call.peer else call.peer
+
+
 def remaining_seconds() -> float | None:
     """Time left to the call being served, at least 0; None when it has no deadline."""
     call = _current.get()
@@ -75,12 +87,14 @@ def trace() -> Iterator[str]:
         _current.reset(token)
 
 
-def call_from_traceparent(header: str | None, *, actor: str = "", deadline: float | None = None) -> CallContext:
+def call_from_traceparent(
+    header: str | None, *, actor: str = "", deadline: float | None = None, peer: str = ""
+) -> CallContext:
     """A call in the caller's trace; in a new one when the header is absent or malformed."""
     match = _TRACEPARENT.fullmatch(header) if header and not header.startswith("ff") else None
     if match is None or match[1] == _NO_TRACE or match[2] == _NO_SPAN:
-        return CallContext(actor=actor, deadline=deadline)
-    return CallContext(trace_id=match[1], trace_flags=match[3], actor=actor, deadline=deadline)
+        return CallContext(actor=actor, deadline=deadline, peer=peer)
+    return CallContext(trace_id=match[1], trace_flags=match[3], actor=actor, deadline=deadline, peer=peer)
 
 
 def outgoing_traceparent() -> str:

@@ -8,6 +8,7 @@ import hmac
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import grpc
@@ -134,7 +135,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             return await behavior(request, context)
         seconds = self._default_deadline_seconds
         deadline = time.monotonic() + seconds
-        enter_call(CallContext(call.trace_id, call.span_id, call.trace_flags, call.actor, deadline))
+        enter_call(replace(call, deadline=deadline))
         try:
             async with asyncio.timeout(seconds) as scope:
                 return await behavior(request, context)
@@ -174,7 +175,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 def _enter(context: Any) -> CallContext:
     seconds = context.time_remaining()
     deadline = None if seconds is None else time.monotonic() + seconds
-    call = call_from_traceparent(_header(context, "traceparent"), actor=_actor(context), deadline=deadline)
+    call = call_from_traceparent(
+        _header(context, "traceparent"), actor=_actor(context), deadline=deadline, peer=context.peer()
+    )
     enter_call(call)
     context.set_trailing_metadata((("traceparent", call.traceparent),))
     return call
