@@ -126,12 +126,13 @@ class Judge:
         *,
         constitution: Constitution,
         options: JudgingOptions,
+        category: str = "",
     ) -> list[RankedPair]:
         """The comparisons of a ranking: all pairs, or a Swiss tournament and what it takes to connect all responses."""
         played: list[RankedPair] = []
 
         async def play(pairings: Sequence[Pairing]) -> None:
-            candidates = [Candidate(conversation, (responses[i], responses[j])) for i, j in pairings]
+            candidates = [Candidate(conversation, (responses[i], responses[j]), category) for i, j in pairings]
             decisions = await self.decide(candidates, constitution=constitution, options=options, refuse_too_long=True)
             played.extend(map(RankedPair, pairings, decisions))
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from rlaif.core.constitution import Constitution, parse_constitution
 from rlaif.core.errors import InvalidInputError, NotFoundError, SettingsError
+from rlaif.judge.inline import read_inline_constitution
+from rlaif.v1 import judge_service_pb2
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
@@ -38,6 +40,24 @@ class ConstitutionLibrary:
                 metadata={"resource_type": "rlaif.v1.Constitution", "resource_name": name},
             )
         return self._by_name[name]
+
+    def resolve(self, name: str, inline: judge_service_pb2.Constitution | None) -> Constitution:
+        """The constitution that a request names or brings along."""
+        if inline is None:
+            return self.get(name)
+        if name:
+            raise InvalidInputError(
+                "name a constitution or bring one along, not both", field="inline_constitution", reason="AMBIGUOUS"
+            )
+        brought = read_inline_constitution(inline)
+        known = self._by_name.get(brought.name)
+        if known is not None and known.sha256 != brought.sha256:
+            raise InvalidInputError(
+                f"{brought.name} is another constitution of this service; give yours another name",
+                field="inline_constitution.name",
+                reason="NAME_TAKEN",
+            )
+        return brought
 
     def page(self, *, page_size: int, page_token: str) -> tuple[list[Constitution], str]:
         """One page in name order and the token of the next, empty on the last."""

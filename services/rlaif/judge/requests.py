@@ -13,6 +13,7 @@ from rlaif.runtime.messages import TextLimits, check_size, read_conversation
 from rlaif.v1 import conversation_pb2, judge_service_pb2
 
 MIN_RANKED, MAX_RANKED = 2, 16
+MAX_CATEGORY_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,12 @@ class RequestReader:
 
     def pair(self, request: judge_service_pb2.CompareResponsesRequest) -> Candidate:
         """The pair of a single comparison."""
-        return self._pair(request.messages, request.first, request.second, prefix="")
+        return self._pair(request, prefix="")
 
     def pairs(self, request: judge_service_pb2.BatchCompareResponsesRequest) -> list[Candidate]:
         """The pairs of a batch."""
         self._check_count(len(request.pairs), field="pairs")
-        candidates = [
-            self._pair(pair.messages, pair.first, pair.second, prefix=f"pairs[{index}].")
-            for index, pair in enumerate(request.pairs)
-        ]
+        candidates = [self._pair(pair, prefix=f"pairs[{index}].") for index, pair in enumerate(request.pairs)]
         self._check_total(candidates, field="pairs")
         return candidates
 
@@ -58,7 +56,7 @@ class RequestReader:
         """The response of a single score."""
         conversation = self._conversation(request.messages, field="messages")
         self._check_response(request.response, field="response")
-        return Candidate(conversation, (request.response,))
+        return Candidate(conversation, (request.response,), self._category(request.category, prefix=""))
 
     def responses(self, request: judge_service_pb2.BatchScoreResponsesRequest) -> list[Candidate]:
         """The responses of a batch; a response may be empty."""
@@ -67,11 +65,12 @@ class RequestReader:
         for index, item in enumerate(request.responses):
             conversation = self._conversation(item.messages, field=f"responses[{index}].messages")
             self._check_size(item.response, field=f"responses[{index}].response")
-            candidates.append(Candidate(conversation, (item.response,)))
+            category = self._category(item.category, prefix=f"responses[{index}].")
+            candidates.append(Candidate(conversation, (item.response,), category))
         self._check_total(candidates, field="responses")
         return candidates
 
-    def ranked(self, request: judge_service_pb2.RankResponsesRequest) -> tuple[Conversation, tuple[str, ...]]:
+    def ranked(self, request: judge_service_pb2.RankResponsesRequest) -> Candidate:
         """Conversation and responses of a ranking."""
         conversation = self._conversation(request.messages, field="messages")
         if not MIN_RANKED <= len(request.responses) <= MAX_RANKED:
@@ -89,7 +88,7 @@ class RequestReader:
                     reason="IDENTICAL_RESPONSES",
                 )
             seen[response] = index
-        return conversation, tuple(request.responses)
+        return Candidate(conversation, tuple(request.responses), self._category(request.category, prefix=""))
 
     def options(self, options: judge_service_pb2.JudgeOptions) -> JudgingOptions:
         """Options with the server's defaults filled in."""
@@ -128,17 +127,27 @@ class RequestReader:
             raise InvalidInputError(f"{record} is no record mode", field="options.record")
         return record == judge_service_pb2.RECORD_MODE_TEXTS
 
-    def _pair(self, messages: Sequence[conversation_pb2.Message], first: str, second: str, *, prefix: str) -> Candidate:
-        conversation = self._conversation(messages, field=f"{prefix}messages")
-        self._check_response(first, field=f"{prefix}first")
-        self._check_response(second, field=f"{prefix}second")
-        if first == second:
+    def _pair(
+        self, pair: judge_service_pb2.CompareResponsesRequest | judge_service_pb2.Pair, *, prefix: str
+    ) -> Candidate:
+        conversation = self._conversation(pair.messages, field=f"{prefix}messages")
+        self._check_response(pair.first, field=f"{prefix}first")
+        self._check_response(pair.second, field=f"{prefix}second")
+        if pair.first == pair.second:
             raise InvalidInputError(
                 "both responses are the same; there is nothing to prefer",
                 field=f"{prefix}second",
                 reason="IDENTICAL_RESPONSES",
             )
-        return Candidate(conversation, (first, second))
+        return Candidate(conversation, (pair.first, pair.second), self._category(pair.category, prefix=prefix))
+
+    def _category(self, category: str, *, prefix: str) -> str:
+        size_bytes = len(category.encode())
+        if size_bytes > MAX_CATEGORY_BYTES:
+            raise InvalidInputError(
+                f"{size_bytes} bytes are more than the limit of {MAX_CATEGORY_BYTES}", field=f"{prefix}category"
+            )
+        return category
 
     def _conversation(self, messages: Sequence[conversation_pb2.Message], *, field: str) -> Conversation:
         return read_conversation(messages, field=field, limits=self._limits.text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rlaif.core.constitution import Constitution
 from rlaif.judge.judging import Judge, RankedPair, outcomes
 from rlaif.judge.library import ConstitutionLibrary
 from rlaif.judge.ranking import Strength, bradley_terry, connected_groups, find_cycles
@@ -13,6 +14,17 @@ from rlaif.judge.wire import constitution_message
 from rlaif.v1 import judge_service_pb2, judge_service_pb2_grpc
 
 _STRENGTH_TIE = 1e-9
+
+_Ruled = (
+    judge_service_pb2.CompareResponsesRequest
+    | judge_service_pb2.BatchCompareResponsesRequest
+    | judge_service_pb2.RankResponsesRequest
+    | judge_service_pb2.ScoreResponseRequest
+    | judge_service_pb2.BatchScoreResponsesRequest
+    | judge_service_pb2.CritiqueResponseRequest
+    | judge_service_pb2.ReviseResponseRequest
+    | judge_service_pb2.AuditConstitutionRequest
+)
 
 
 class JudgeServicer(judge_service_pb2_grpc.JudgeServiceServicer):
@@ -29,7 +41,7 @@ class JudgeServicer(judge_service_pb2_grpc.JudgeServiceServicer):
     ) -> judge_service_pb2.CompareResponsesResponse:
         decisions = await self.judge.decide(
             [self._reader.pair(request)],
-            constitution=self.library.get(request.constitution),
+            constitution=self._constitution(request),
             options=self._reader.options(request.options),
             refuse_too_long=True,
         )
@@ -40,7 +52,7 @@ class JudgeServicer(judge_service_pb2_grpc.JudgeServiceServicer):
     ) -> judge_service_pb2.BatchCompareResponsesResponse:
         decisions = await self.judge.decide(
             self._reader.pairs(request),
-            constitution=self.library.get(request.constitution),
+            constitution=self._constitution(request),
             options=self._reader.options(request.options),
         )
         return judge_service_pb2.BatchCompareResponsesResponse(verdicts=[decision.verdict for decision in decisions])
@@ -48,21 +60,22 @@ class JudgeServicer(judge_service_pb2_grpc.JudgeServiceServicer):
     async def RankResponses(  # noqa: N802
         self, request: judge_service_pb2.RankResponsesRequest, context: Any
     ) -> judge_service_pb2.RankResponsesResponse:
-        conversation, responses = self._reader.ranked(request)
+        candidate = self._reader.ranked(request)
         pairs = await self.judge.rank(
-            conversation,
-            responses,
-            constitution=self.library.get(request.constitution),
+            candidate.conversation,
+            candidate.responses,
+            category=candidate.category,
+            constitution=self._constitution(request),
             options=self._reader.options(request.options),
         )
-        return _ranking(len(responses), pairs)
+        return _ranking(len(candidate.responses), pairs)
 
     async def ScoreResponse(  # noqa: N802
         self, request: judge_service_pb2.ScoreResponseRequest, context: Any
     ) -> judge_service_pb2.ScoreResponseResponse:
         decisions = await self.judge.decide(
             [self._reader.response(request)],
-            constitution=self.library.get(request.constitution),
+            constitution=self._constitution(request),
             options=self._reader.options(request.options),
             refuse_too_long=True,
         )
@@ -73,10 +86,14 @@ class JudgeServicer(judge_service_pb2_grpc.JudgeServiceServicer):
     ) -> judge_service_pb2.BatchScoreResponsesResponse:
         decisions = await self.judge.decide(
             self._reader.responses(request),
-            constitution=self.library.get(request.constitution),
+            constitution=self._constitution(request),
             options=self._reader.options(request.options),
         )
         return judge_service_pb2.BatchScoreResponsesResponse(scores=[decision.score for decision in decisions])
+
+    def _constitution(self, request: _Ruled) -> Constitution:
+        inline = request.inline_constitution if request.HasField("inline_constitution") else None
+        return self.library.resolve(request.constitution, inline)
 
     async def GetConstitution(  # noqa: N802
         self, request: judge_service_pb2.GetConstitutionRequest, context: Any

@@ -19,10 +19,14 @@ _SCHEMA = 1
 
 @dataclass(frozen=True)
 class Candidate:
-    """A conversation and what is to be judged: one response (score) or two (comparison)."""
+    """A conversation and what is to be judged: one response (score) or two (comparison).
+
+    `category` is the caller's; principles that do not apply to it are left out.
+    """
 
     conversation: Conversation
     responses: tuple[str, ...]
+    category: str = ""
 
     @property
     def form(self) -> str:
@@ -108,11 +112,12 @@ def make_tasks(
     tasks = []
     for candidate in candidates:
         principles = chosen
-        if sampled:
+        if sampled or candidate.category:
             principles = constitution.select(
                 options.principle_ids,
                 num_sampled=options.num_sampled_principles,
-                seed=_draw_seed(options.seed, constitution, candidate),
+                seed=_draw_seed(options.seed, constitution, candidate) if sampled else 0,
+                category=candidate.category,
             )
         request: dict[str, Any] = {
             **common,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from rlaif.core.constitution import Constitution
+from dataclasses import asdict
+
+from rlaif.core.constitution import Constitution, Principle
 from rlaif.core.conversation import Message, Role
 from rlaif.core.preference import AbstentionReason, PairLabel, Preference, PrincipleVote
 from rlaif.core.reward import PrincipleScore, ResponseScore
@@ -76,15 +78,22 @@ def constitution_message(constitution: Constitution) -> judge_service_pb2.Consti
         version=constitution.version,
         sha256=constitution.sha256,
         description=constitution.description,
-        principles=[
-            judge_service_pb2.Principle(
-                principle_id=principle.principle_id,
-                text=principle.text,
-                weight=principle.weight,
-                dimension=principle.dimension,
-            )
-            for principle in constitution.principles
-        ],
+        principles=[_principle(principle) for principle in constitution.principles],
+        critique=constitution.critique,
+        revision=constitution.revision,
+    )
+
+
+def _principle(principle: Principle) -> judge_service_pb2.Principle:
+    return judge_service_pb2.Principle(
+        principle_id=principle.principle_id,
+        text=principle.text,
+        weight=principle.weight,
+        dimension=principle.dimension,
+        applies_to=principle.applies_to,
+        critique=principle.critique,
+        revision=principle.revision,
+        exemplars=[judge_service_pb2.Exemplar(**asdict(exemplar)) for exemplar in principle.exemplars],
     )
 
 
@@ -103,7 +112,9 @@ def preference_code(preference: Preference) -> judge_service_pb2.Preference.Valu
 def _subject(task: Task) -> ledger_service_pb2.LabelSubject:
     candidate = task.candidate
     subject = ledger_service_pb2.LabelSubject(
-        conversation_sha256=candidate.conversation_sha256, response_sha256s=candidate.response_sha256s
+        conversation_sha256=candidate.conversation_sha256,
+        response_sha256s=candidate.response_sha256s,
+        category=candidate.category,
     )
     if task.options.keep_texts:
         subject.messages.extend(_turn(message) for message in candidate.conversation)
