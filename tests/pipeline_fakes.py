@@ -9,7 +9,7 @@ from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 from rlaif.client.judge import ResponsePair
-from rlaif.client.judge_messages import PrincipleVote, Provenance, Verdict
+from rlaif.client.judge_values import PrincipleVote, Provenance, Verdict
 from rlaif.core.conversation import Conversation
 from rlaif.playground import gold, lexicon, world
 

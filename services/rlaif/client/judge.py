@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Literal, TypeVar
 
 from rlaif.client import judge_messages as messages
+from rlaif.client.bulk import Bulk, Send, run_bulk
 from rlaif.client.channel import open_channel
-from rlaif.client.judge_messages import (
+from rlaif.client.judge_messages import Rules
+from rlaif.client.judge_values import (
+    DEFAULT_OPTIONS,
+    Asked,
+    ConstitutionAudit,
+    Critique,
+    JudgeOptions,
+    JudgeState,
+    JudgeVote,
+    PreferenceName,
     PrincipleScore,
     PrincipleVote,
+    Progress,
     Provenance,
     RankComparison,
     RankedResponse,
     Ranking,
+    ResponsePair,
+    ResponseToScore,
+    Revision,
     Score,
+    ToScore,
     Verdict,
 )
 from rlaif.core.constitution import Constitution
-from rlaif.core.conversation import Conversation
+from rlaif.core.errors import RlaifError
 from rlaif.runtime.settings import ClientSettings
 from rlaif.v1 import judge_service_pb2, judge_service_pb2_grpc
 
 __all__ = [
+    "DEFAULT_OPTIONS",
+    "Asked",
+    "ConstitutionAudit",
+    "Critique",
     "JudgeClient",
     "JudgeOptions",
+    "JudgeState",
+    "JudgeVote",
+    "PreferenceName",
     "PrincipleScore",
     "PrincipleVote",
     "Progress",
@@ -36,48 +55,29 @@ __all__ = [
     "RankedResponse",
     "Ranking",
     "ResponsePair",
+    "ResponseToScore",
+    "Revision",
+    "Rules",
     "Score",
+    "ToScore",
     "Verdict",
 ]
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total) after every batch."""
-
-_Item = TypeVar("_Item")
 _PAGE_SIZE = 100
-
-
-@dataclass(frozen=True)
-class JudgeOptions:
-    """How to judge; None and 0 leave the choice to the server.
-
-    `num_sampled_principles` of the principles are drawn by `seed`, anew for every pair; 0 applies all.
-    """
-
-    principle_ids: tuple[str, ...] = ()
-    num_sampled_principles: int = 0
-    seed: int = 0
-    min_verdict_mass: float | None = None
-    record: Literal["digests", "texts"] | None = None
-    ignore_recorded: bool = False
-
-
-@dataclass(frozen=True)
-class ResponsePair:
-    """Two responses to one conversation; neither is empty and they differ."""
-
-    conversation: Conversation
-    first: str
-    second: str
-
-
-DEFAULT_OPTIONS = JudgeOptions()
+_BATCH_SIZE = 64
 
 
 class JudgeClient:
-    """A judge service. Safe to use from several threads; close it, or use it as a context manager."""
+    """A judge service. Safe to use from several threads; close it, or use it as a context manager.
 
-    def __init__(self, settings: ClientSettings) -> None:
+    `settings` is how to reach it; a text is its address, "127.0.0.1:50052", in plaintext. `constitution` of a call
+    is the name of one that the judge has, "constitutions/{id}", or one to send along. UNAVAILABLE is tried again within
+    the deadline; nothing else is.
+    """
+
+    def __init__(self, settings: ClientSettings | str) -> None:
+        settings = ClientSettings(target=settings) if isinstance(settings, str) else settings
+        self._timeout_seconds = settings.timeout_seconds
         self._channel = open_channel(settings)
         self._stub = judge_service_pb2_grpc.JudgeServiceStub(self._channel)
 
@@ -90,132 +90,183 @@ class JudgeClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; calls in flight are cancelled."""
         self._channel.close()
 
     def compare(
         self,
-        constitution: str,
-        conversation: Conversation,
+        constitution: Rules,
+        conversation: Asked,
         *,
         first: str,
         second: str,
+        category: str = "",
         options: JudgeOptions = DEFAULT_OPTIONS,
         timeout_seconds: float | None = None,
     ) -> Verdict:
-        """Which of two responses better follows `constitution` ("constitutions/{id}")."""
-        request = judge_service_pb2.CompareResponsesRequest(
-            constitution=constitution,
-            messages=messages.conversation_messages(conversation),
-            first=first,
-            second=second,
-            options=_options(options),
-        )
-        return messages.verdict(self._stub.CompareResponses(request, timeout=timeout_seconds).verdict)
+        """Which of two responses better follows the rules."""
+        request = messages.compare_request(constitution, ResponsePair(conversation, first, second, category), options)
+        response = self._stub.CompareResponses(request, timeout=timeout_seconds)
+        return messages.verdict(response.verdict)
 
     def compare_many(
         self,
-        constitution: str,
+        constitution: Rules,
         pairs: Sequence[ResponsePair],
         *,
         options: JudgeOptions = DEFAULT_OPTIONS,
-        batch_size: int = 64,
+        batch_size: int = _BATCH_SIZE,
+        concurrency: int = 1,
         progress: Progress | None = None,
         timeout_seconds: float | None = None,
     ) -> list[Verdict]:
-        """One verdict a pair, in order. Batches are cut in order of `pairs`, so the same call makes the same batches.
+        """One verdict a pair, in order; the first error is raised, with the pair's position in its field.
 
-        `timeout_seconds` is of each batch. A batch that was recorded before a crash is answered from the ledger.
+        Batches are cut in order of `pairs`, so the same call makes the same batches; `concurrency` of them are in
+        flight at once, and `timeout_seconds` is of each. A batch that was recorded before a crash is answered from the
+        ledger. `progress` hears of batches in order.
         """
+        bulk = Bulk(batch_size, concurrency, self._seconds(timeout_seconds), errors="raise")
         verdicts: list[Verdict] = []
-        for batch in _batches(pairs, batch_size):
-            request = judge_service_pb2.BatchCompareResponsesRequest(
-                constitution=constitution,
-                pairs=[
-                    judge_service_pb2.Pair(
-                        messages=messages.conversation_messages(pair.conversation),
-                        first=pair.first,
-                        second=pair.second,
-                    )
-                    for pair in batch
-                ],
-                options=_options(options),
-            )
-            response = self._stub.BatchCompareResponses(request, timeout=timeout_seconds)
-            verdicts.extend(map(messages.verdict, response.verdicts))
+        for batch in run_bulk(pairs, self._compare_batch(constitution, options), bulk):
+            verdicts += [each for each in batch if isinstance(each, Verdict)]
             if progress is not None:
                 progress(len(verdicts), len(pairs))
         return verdicts
 
+    def compare_each(
+        self,
+        constitution: Rules,
+        pairs: Iterable[ResponsePair],
+        *,
+        options: JudgeOptions = DEFAULT_OPTIONS,
+        batch_size: int = _BATCH_SIZE,
+        concurrency: int = 4,
+        timeout_seconds: float | None = None,
+    ) -> Iterator[Verdict | RlaifError]:
+        """One verdict or error a pair, in order, as they come; for jobs too large to hold.
+
+        `pairs` is read a few batches ahead. A pair that is refused yields its error and the others their verdicts.
+        """
+        bulk = Bulk(batch_size, concurrency, self._seconds(timeout_seconds), errors="return")
+        for batch in run_bulk(pairs, self._compare_batch(constitution, options), bulk):
+            yield from batch
+
     def score(
         self,
-        constitution: str,
-        conversation: Conversation,
+        constitution: Rules,
+        conversation: Asked,
         *,
         response: str,
+        category: str = "",
         options: JudgeOptions = DEFAULT_OPTIONS,
         timeout_seconds: float | None = None,
     ) -> Score:
-        """How well one response follows `constitution`, from 1 to 10."""
-        request = judge_service_pb2.ScoreResponseRequest(
-            constitution=constitution,
-            messages=messages.conversation_messages(conversation),
-            response=response,
-            options=_options(options),
-        )
-        return messages.score(self._stub.ScoreResponse(request, timeout=timeout_seconds).score)
+        """How well one response follows the constitution, from 1 to 10."""
+        request = messages.score_request(constitution, ResponseToScore(conversation, response, category), options)
+        answer = self._stub.ScoreResponse(request, timeout=timeout_seconds)
+        return messages.score(answer.score)
 
     def score_many(
         self,
-        constitution: str,
-        responses: Sequence[tuple[Conversation, str]],
+        constitution: Rules,
+        responses: Sequence[ToScore],
         *,
         options: JudgeOptions = DEFAULT_OPTIONS,
-        batch_size: int = 64,
+        batch_size: int = _BATCH_SIZE,
+        concurrency: int = 1,
         progress: Progress | None = None,
         timeout_seconds: float | None = None,
     ) -> list[Score]:
-        """One score a response, in order; a response may be empty. Batches as in `compare_many`."""
+        """One score a response, in order; a response may be empty. Batches and errors as in `compare_many`."""
+        bulk = Bulk(batch_size, concurrency, self._seconds(timeout_seconds), errors="raise")
         scores: list[Score] = []
-        for batch in _batches(responses, batch_size):
-            request = judge_service_pb2.BatchScoreResponsesRequest(
-                constitution=constitution,
-                responses=[
-                    judge_service_pb2.ResponseToScore(
-                        messages=messages.conversation_messages(conversation), response=response
-                    )
-                    for conversation, response in batch
-                ],
-                options=_options(options),
-            )
-            response = self._stub.BatchScoreResponses(request, timeout=timeout_seconds)
-            scores.extend(map(messages.score, response.scores))
+        for batch in run_bulk(responses, self._score_batch(constitution, options), bulk):
+            scores += [each for each in batch if isinstance(each, Score)]
             if progress is not None:
                 progress(len(scores), len(responses))
         return scores
 
+    def score_each(
+        self,
+        constitution: Rules,
+        responses: Iterable[ToScore],
+        *,
+        options: JudgeOptions = DEFAULT_OPTIONS,
+        batch_size: int = _BATCH_SIZE,
+        concurrency: int = 4,
+        timeout_seconds: float | None = None,
+    ) -> Iterator[Score | RlaifError]:
+        """One score or error a response, in order, as they come; as in `compare_each`."""
+        bulk = Bulk(batch_size, concurrency, self._seconds(timeout_seconds), errors="return")
+        for batch in run_bulk(responses, self._score_batch(constitution, options), bulk):
+            yield from batch
+
     def rank(
         self,
-        constitution: str,
-        conversation: Conversation,
+        constitution: Rules,
+        conversation: Asked,
         *,
         responses: Sequence[str],
+        category: str = "",
         options: JudgeOptions = DEFAULT_OPTIONS,
         timeout_seconds: float | None = None,
     ) -> Ranking:
         """2 to 16 responses from best to worst."""
-        request = judge_service_pb2.RankResponsesRequest(
-            constitution=constitution,
-            messages=messages.conversation_messages(conversation),
-            responses=responses,
-            options=_options(options),
-        )
+        request = messages.rank_request(constitution, conversation, responses, options, category=category)
         return messages.ranking(self._stub.RankResponses(request, timeout=timeout_seconds))
+
+    def critique(
+        self,
+        constitution: Rules,
+        conversation: Asked,
+        *,
+        response: str,
+        category: str = "",
+        options: JudgeOptions = DEFAULT_OPTIONS,
+        timeout_seconds: float | None = None,
+    ) -> Critique:
+        """Where a response departs from the constitution, in the judge's words."""
+        request = messages.critique_request(constitution, ResponseToScore(conversation, response, category), options)
+        return messages.critique(self._stub.CritiqueResponse(request, timeout=timeout_seconds))
+
+    def revise(
+        self,
+        constitution: Rules,
+        conversation: Asked,
+        *,
+        response: str,
+        critique: str,
+        principle_ids: Sequence[str] = (),
+        seed: int = 0,
+        category: str = "",
+        timeout_seconds: float | None = None,
+    ) -> Revision:
+        """The response rewritten to answer a critique made by these principles; none means all."""
+        item = ResponseToScore(conversation, response, category)
+        request = messages.revise_request(constitution, item, critique=critique, principle_ids=principle_ids, seed=seed)
+        return messages.revision(self._stub.ReviseResponse(request, timeout=timeout_seconds))
+
+    def audit(
+        self,
+        constitution: Rules,
+        *,
+        probe_pairs: Sequence[ResponsePair] = (),
+        written_audit: bool = False,
+        timeout_seconds: float | None = None,
+    ) -> ConstitutionAudit:
+        """Findings on the rules as a rubric; with up to 256 probe pairs also on how their principles vote."""
+        request = messages.audit_request(constitution, probe_pairs, written_audit=written_audit)
+        return messages.audit(self._stub.AuditConstitution(request, timeout=timeout_seconds))
+
+    def get_judge(self) -> JudgeState:
+        """Which judge answers: its weights, template, panel and calibrations."""
+        return messages.judge_state(self._stub.GetJudge(judge_service_pb2.GetJudgeRequest()))
 
     def get_constitution(self, name: str) -> Constitution:
         """The constitution of that name, "constitutions/{id}"."""
-        request = judge_service_pb2.GetConstitutionRequest(name=name)
-        return messages.constitution(self._stub.GetConstitution(request).constitution)
+        response = self._stub.GetConstitution(judge_service_pb2.GetConstitutionRequest(name=name))
+        return messages.constitution(response.constitution)
 
     def list_constitutions(self) -> list[Constitution]:
         """All constitutions the judge can apply, by name."""
@@ -229,26 +280,21 @@ class JudgeClient:
             if not page_token:
                 return found
 
+    def _compare_batch(self, constitution: Rules, options: JudgeOptions) -> Send[ResponsePair, Verdict]:
+        def send(pairs: Sequence[ResponsePair], timeout_seconds: float) -> Sequence[Verdict]:
+            request = messages.compare_batch_request(constitution, pairs, options)
+            response = self._stub.BatchCompareResponses(request, timeout=timeout_seconds)
+            return list(map(messages.verdict, response.verdicts))
 
-def _batches(items: Sequence[_Item], batch_size: int) -> Iterator[list[_Item]]:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    rest = iter(items)
-    while batch := list(islice(rest, batch_size)):
-        yield batch
+        return send
 
+    def _score_batch(self, constitution: Rules, options: JudgeOptions) -> Send[ToScore, Score]:
+        def send(items: Sequence[ToScore], timeout_seconds: float) -> Sequence[Score]:
+            request = messages.score_batch_request(constitution, items, options)
+            response = self._stub.BatchScoreResponses(request, timeout=timeout_seconds)
+            return list(map(messages.score, response.scores))
 
-def _options(options: JudgeOptions) -> judge_service_pb2.JudgeOptions:
-    records = {
-        None: judge_service_pb2.RECORD_MODE_UNSPECIFIED,
-        "digests": judge_service_pb2.RECORD_MODE_DIGESTS,
-        "texts": judge_service_pb2.RECORD_MODE_TEXTS,
-    }
-    return judge_service_pb2.JudgeOptions(
-        principle_ids=options.principle_ids,
-        num_sampled_principles=options.num_sampled_principles,
-        seed=options.seed,
-        min_verdict_mass=options.min_verdict_mass,
-        record=records[options.record],
-        ignore_recorded=options.ignore_recorded,
-    )
+        return send
+
+    def _seconds(self, wanted_seconds: float | None) -> float:
+        return self._timeout_seconds if wanted_seconds is None else wanted_seconds

@@ -1,136 +1,168 @@
-"""What the judge answers, as frozen values."""
+"""Values of the judge's clients as messages on the wire, and back; the blocking and the awaited client share them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
-from rlaif.core.constitution import Constitution, Principle
+from rlaif.client.judge_values import (
+    Asked,
+    ConstitutionAudit,
+    Critique,
+    JudgeOptions,
+    JudgeState,
+    JudgeVote,
+    PreferenceName,
+    PrincipleScore,
+    PrincipleVote,
+    Provenance,
+    RankComparison,
+    RankedResponse,
+    Ranking,
+    ResponsePair,
+    ResponseToScore,
+    Revision,
+    Score,
+    ToScore,
+    Verdict,
+)
+from rlaif.core.audit import Finding, FindingKind
+from rlaif.core.constitution import Constitution, Exemplar, Principle
 from rlaif.core.conversation import Message, Role
-from rlaif.v1 import conversation_pb2, judge_service_pb2, provenance_pb2
+from rlaif.v1 import conversation_pb2, provenance_pb2
+from rlaif.v1 import judge_service_pb2 as pb
 
-PreferenceName = Literal["first", "second", "tie", "abstain"]
+Rules = str | Constitution
+"""The name of a constitution that the judge has, "constitutions/{id}", or a constitution to send along."""
 
 _ROLES: dict[Role, conversation_pb2.Role.ValueType] = {
     "system": conversation_pb2.ROLE_SYSTEM,
     "user": conversation_pb2.ROLE_USER,
     "assistant": conversation_pb2.ROLE_ASSISTANT,
 }
+_RECORD_MODES = {
+    None: pb.RECORD_MODE_UNSPECIFIED,
+    "digests": pb.RECORD_MODE_DIGESTS,
+    "texts": pb.RECORD_MODE_TEXTS,
+}
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Which weights, rules and code made a value."""
-
-    model_uri: str
-    model_digest: str
-    model_version: int
-    constitution: str
-    constitution_sha256: str
-    template_sha256: str
-    seed: int
-    service_revision: str
-    trace_id: str
+def conversation_messages(conversation: Sequence[Message] | str) -> list[conversation_pb2.Message]:
+    """A conversation for the wire; a text stands for one user turn."""
+    turns = (Message("user", conversation),) if isinstance(conversation, str) else conversation
+    return [conversation_pb2.Message(role=_ROLES[turn.role], content=turn.content) for turn in turns]
 
 
-@dataclass(frozen=True)
-class PrincipleVote:
-    """What one principle said of a pair; probabilities are of the first response and mean nothing when it abstains."""
-
-    principle_id: str
-    probability_first: float
-    probability_shown_first: float
-    probability_shown_second: float
-    verdict_mass: float
-    weight: float
-    abstention_reason: str | None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The judge's decision on a pair; probabilities are None exactly when it abstained."""
-
-    preference: PreferenceName
-    probability_first: float | None
-    raw_probability_first: float | None
-    order_consistent: bool
-    votes: tuple[PrincipleVote, ...]
-    panel_disagreement: float
-    abstention_reason: str | None
-    injection_suspected: bool
-    calibration: str
-    label: str
-    recorded_before: bool
-    provenance: Provenance
+def compare_request(rules: Rules, pair: ResponsePair, options: JudgeOptions) -> pb.CompareResponsesRequest:
+    """One comparison."""
+    return pb.CompareResponsesRequest(
+        constitution=_name(rules),
+        inline_constitution=_inline(rules),
+        messages=conversation_messages(pair.conversation),
+        first=pair.first,
+        second=pair.second,
+        category=pair.category,
+        options=_options(options),
+    )
 
 
-@dataclass(frozen=True)
-class PrincipleScore:
-    """What one principle said of a response: distribution over 1…10, its mean and standard deviation."""
-
-    principle_id: str
-    expected: float
-    standard_deviation: float
-    probabilities: tuple[float, ...]
-    verdict_mass: float
-    weight: float
-    abstention_reason: str | None
-
-
-@dataclass(frozen=True)
-class Score:
-    """The judge's score: `expected` in [1, 10], `reward` in [-1, 1]; None exactly when it abstained."""
-
-    expected: float | None
-    reward: float | None
-    scores: tuple[PrincipleScore, ...]
-    abstention_reason: str | None
-    injection_suspected: bool
-    label: str
-    recorded_before: bool
-    provenance: Provenance
+def compare_batch_request(
+    rules: Rules, pairs: Sequence[ResponsePair], options: JudgeOptions
+) -> pb.BatchCompareResponsesRequest:
+    """One batch of comparisons."""
+    return pb.BatchCompareResponsesRequest(
+        constitution=_name(rules),
+        inline_constitution=_inline(rules),
+        pairs=map(_pair, pairs),
+        options=_options(options),
+    )
 
 
-@dataclass(frozen=True)
-class RankedResponse:
-    """`index` in the request, `rank` from 1, Bradley-Terry log-strength with mean 0 and its standard error."""
-
-    index: int
-    rank: int
-    strength: float
-    strength_standard_error: float
-
-
-@dataclass(frozen=True)
-class RankComparison:
-    """One comparison behind a ranking."""
-
-    first_index: int
-    second_index: int
-    verdict: Verdict
+def score_request(rules: Rules, item: ResponseToScore, options: JudgeOptions) -> pb.ScoreResponseRequest:
+    """One score."""
+    return pb.ScoreResponseRequest(
+        constitution=_name(rules),
+        inline_constitution=_inline(rules),
+        messages=conversation_messages(item.conversation),
+        response=item.response,
+        category=item.category,
+        options=_options(options),
+    )
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """Responses from best to worst; empty exactly when `abstention_reason` is set."""
+def score_batch_request(rules: Rules, items: Sequence[ToScore], options: JudgeOptions) -> pb.BatchScoreResponsesRequest:
+    """One batch of scores."""
+    return pb.BatchScoreResponsesRequest(
+        constitution=_name(rules),
+        inline_constitution=_inline(rules),
+        responses=[
+            pb.ResponseToScore(
+                messages=conversation_messages(item.conversation), response=item.response, category=item.category
+            )
+            for item in (ResponseToScore(*each) for each in items)
+        ],
+        options=_options(options),
+    )
 
-    ranking: tuple[RankedResponse, ...]
-    cycles: tuple[tuple[int, ...], ...]
-    comparisons: tuple[RankComparison, ...]
-    abstention_reason: str | None
+
+def rank_request(
+    rules: Rules, conversation: Asked, responses: Sequence[str], options: JudgeOptions, *, category: str
+) -> pb.RankResponsesRequest:
+    """One ranking."""
+    return pb.RankResponsesRequest(
+        constitution=_name(rules),
+        inline_constitution=_inline(rules),
+        messages=conversation_messages(conversation),
+        responses=responses,
+        category=category,
+        options=_options(options),
+    )
 
 
-def conversation_messages(conversation: Sequence[Message]) -> list[conversation_pb2.Message]:
-    """A conversation for the wire."""
-    return [conversation_pb2.Message(role=_ROLES[message.role], content=message.content) for message in conversation]
+def critique_request(rules: Rules, item: ResponseToScore, options: JudgeOptions) -> pb.CritiqueResponseRequest:
+    """One critique."""
+    return pb.CritiqueResponseRequest(
+        constitution=_name(rules),
+        inline_constitution=_inline(rules),
+        messages=conversation_messages(item.conversation),
+        response=item.response,
+        category=item.category,
+        options=_options(options),
+    )
 
 
-def verdict(message: judge_service_pb2.Verdict) -> Verdict:
+def revise_request(
+    rules: Rules, item: ResponseToScore, *, critique: str, principle_ids: Sequence[str], seed: int
+) -> pb.ReviseResponseRequest:
+    """One rewrite."""
+    return pb.ReviseResponseRequest(
+        constitution=_name(rules),
+        inline_constitution=_inline(rules),
+        messages=conversation_messages(item.conversation),
+        response=item.response,
+        category=item.category,
+        critique=critique,
+        principle_ids=principle_ids,
+        seed=seed,
+    )
+
+
+def audit_request(
+    rules: Rules, probe_pairs: Sequence[ResponsePair], *, written_audit: bool
+) -> pb.AuditConstitutionRequest:
+    """One audit."""
+    return pb.AuditConstitutionRequest(
+        constitution=_name(rules),
+        inline_constitution=_inline(rules),
+        probe_pairs=map(_pair, probe_pairs),
+        written_audit=written_audit,
+    )
+
+
+def verdict(message: pb.Verdict) -> Verdict:
     """A verdict off the wire."""
-    name = judge_service_pb2.Preference.Name(message.preference).removeprefix("PREFERENCE_").lower()
     return Verdict(
-        preference=cast(PreferenceName, name),
+        preference=cast(PreferenceName, _lower(pb.Preference.Name(message.preference), prefix="PREFERENCE_")),
         probability_first=message.probability_first if message.HasField("probability_first") else None,
         raw_probability_first=message.raw_probability_first if message.HasField("raw_probability_first") else None,
         order_consistent=message.order_consistent,
@@ -153,10 +185,23 @@ def verdict(message: judge_service_pb2.Verdict) -> Verdict:
         label=message.label,
         recorded_before=message.recorded_before,
         provenance=provenance(message.provenance),
+        judge_votes=tuple(
+            JudgeVote(
+                judge=vote.judge,
+                model_uri=vote.model.uri,
+                model_digest=vote.model.digest,
+                probability_first=vote.probability_first,
+                abstention_reason=_reason(vote.abstention_reason),
+            )
+            for vote in message.judge_votes
+        ),
+        rationale=message.rationale,
+        null_response_suspected=message.null_response_suspected,
+        responses_nearly_identical=message.responses_nearly_identical,
     )
 
 
-def score(message: judge_service_pb2.Score) -> Score:
+def score(message: pb.Score) -> Score:
     """A score off the wire."""
     return Score(
         expected=message.expected if message.HasField("expected") else None,
@@ -178,10 +223,11 @@ def score(message: judge_service_pb2.Score) -> Score:
         label=message.label,
         recorded_before=message.recorded_before,
         provenance=provenance(message.provenance),
+        null_response_suspected=message.null_response_suspected,
     )
 
 
-def ranking(message: judge_service_pb2.RankResponsesResponse) -> Ranking:
+def ranking(message: pb.RankResponsesResponse) -> Ranking:
     """A ranking off the wire."""
     return Ranking(
         ranking=tuple(
@@ -196,13 +242,100 @@ def ranking(message: judge_service_pb2.RankResponsesResponse) -> Ranking:
     )
 
 
-def constitution(message: judge_service_pb2.Constitution) -> Constitution:
+def critique(message: pb.CritiqueResponseResponse) -> Critique:
+    """A critique off the wire."""
+    return Critique(
+        text=message.critique,
+        principle_ids=tuple(message.principle_ids),
+        abstention_reason=_reason(message.abstention_reason),
+        provenance=provenance(message.provenance),
+    )
+
+
+def revision(message: pb.ReviseResponseResponse) -> Revision:
+    """A rewrite off the wire."""
+    return Revision(
+        text=message.revision,
+        unchanged=message.unchanged,
+        abstention_reason=_reason(message.abstention_reason),
+        provenance=provenance(message.provenance),
+    )
+
+
+def audit(message: pb.AuditConstitutionResponse) -> ConstitutionAudit:
+    """An audit off the wire."""
+    return ConstitutionAudit(
+        findings=tuple(
+            Finding(
+                kind=FindingKind(_lower(pb.AuditFindingKind.Name(each.kind), prefix="AUDIT_FINDING_KIND_")),
+                principle_ids=tuple(each.principle_ids),
+                description=each.description,
+                suggestion=each.suggestion,
+            )
+            for each in message.findings
+        ),
+        written_audit=message.written_audit,
+        written_audit_abstention_reason=_reason(message.written_audit_abstention_reason),
+        provenance=provenance(message.provenance),
+    )
+
+
+def judge_state(message: pb.GetJudgeResponse) -> JudgeState:
+    """Which judge it is, off the wire."""
+    return JudgeState(
+        model_uri=message.model.uri,
+        model_digest=message.model.digest,
+        template=message.template,
+        template_sha256=message.template_sha256,
+        context_length_tokens=message.context_length_tokens,
+        panel=tuple(judge.judge for judge in message.panel),
+        calibrations=tuple(message.calibrations),
+        fingerprint=message.fingerprint,
+    )
+
+
+def constitution_message(constitution: Constitution) -> pb.Constitution:
+    """A constitution for the wire, with its digest."""
+    return pb.Constitution(
+        name=constitution.name,
+        version=constitution.version,
+        sha256=constitution.sha256,
+        description=constitution.description,
+        critique=constitution.critique,
+        revision=constitution.revision,
+        principles=[
+            pb.Principle(
+                principle_id=each.principle_id,
+                text=each.text,
+                weight=each.weight,
+                dimension=each.dimension,
+                applies_to=each.applies_to,
+                critique=each.critique,
+                revision=each.revision,
+                exemplars=[
+                    pb.Exemplar(
+                        prompt=exemplar.prompt,
+                        response=exemplar.response,
+                        critique=exemplar.critique,
+                        revision=exemplar.revision,
+                    )
+                    for exemplar in each.exemplars
+                ],
+            )
+            for each in constitution.principles
+        ],
+    )
+
+
+def constitution(message: pb.Constitution) -> Constitution:
     """A constitution off the wire."""
     return Constitution(
         constitution_id=message.name.removeprefix("constitutions/"),
         version=message.version,
         description=message.description,
         principles=tuple(_principles(message.principles)),
+        critique=message.critique,
+        revision=message.revision,
     )
 
 
@@ -221,12 +354,58 @@ def provenance(message: provenance_pb2.Provenance) -> Provenance:
     )
 
 
-def _principles(principles: Iterable[judge_service_pb2.Principle]) -> Iterable[Principle]:
+def _name(rules: Rules) -> str:
+    return rules if isinstance(rules, str) else ""
+
+
+def _inline(rules: Rules) -> pb.Constitution | None:
+    return None if isinstance(rules, str) else constitution_message(rules)
+
+
+def _pair(pair: ResponsePair) -> pb.Pair:
+    return pb.Pair(
+        messages=conversation_messages(pair.conversation),
+        first=pair.first,
+        second=pair.second,
+        category=pair.category,
+    )
+
+
+def _options(options: JudgeOptions) -> pb.JudgeOptions:
+    return pb.JudgeOptions(
+        principle_ids=options.principle_ids,
+        num_sampled_principles=options.num_sampled_principles,
+        seed=options.seed,
+        reasoning=options.reasoning,
+        num_reasoning_samples=options.num_reasoning_samples,
+        min_verdict_mass=options.min_verdict_mass,
+        record=_RECORD_MODES[options.record],
+        ignore_recorded=options.ignore_recorded,
+    )
+
+
+def _principles(principles: Iterable[pb.Principle]) -> Iterable[Principle]:
     for each in principles:
-        yield Principle(each.principle_id, each.text, each.weight, each.dimension)
+        yield Principle(
+            each.principle_id,
+            each.text,
+            each.weight,
+            each.dimension,
+            applies_to=tuple(each.applies_to),
+            critique=each.critique,
+            revision=each.revision,
+            exemplars=tuple(
+                Exemplar(exemplar.prompt, exemplar.response, exemplar.critique, exemplar.revision)
+                for exemplar in each.exemplars
+            ),
+        )
 
 
-def _reason(code: judge_service_pb2.AbstentionReason.ValueType) -> str | None:
-    if code == judge_service_pb2.ABSTENTION_REASON_UNSPECIFIED:
+def _reason(code: pb.AbstentionReason.ValueType) -> str | None:
+    if code == pb.ABSTENTION_REASON_UNSPECIFIED:
         return None
-    return judge_service_pb2.AbstentionReason.Name(code).removeprefix("ABSTENTION_REASON_").lower()
+    return _lower(pb.AbstentionReason.Name(code), prefix="ABSTENTION_REASON_")
+
+
+def _lower(name: str, *, prefix: str) -> str:
+    return name.removeprefix(prefix).lower()
