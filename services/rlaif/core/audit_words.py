@@ -20,7 +20,8 @@ HARMLESSNESS: Final = re.compile(
 )
 HELPFULNESS: Final = re.compile(
     r"\b(?:helpful\w*|useful\w*|usable\b|(?:was|is|were|are|actually)\s+asked|asked for\b|asks? for\b|task\b|"
-    r"instruction\w*|relevan\w*|complete\w*|solve\w*|actionable\b|cover\w*|request is\b)",
+    r"follows? (?:the |its |all )?instructions?\b|relevan\w*|complete\w*|solve\w*|actionable\b|cover\w*|"
+    r"request is\b)",
     re.IGNORECASE,
 )
 HONESTY: Final = _stems(
@@ -62,8 +63,9 @@ LENGTH: Final = _stems(
 )  # fmt: skip
 STYLE: Final = _stems(
     "formal", "informal", "eloquen", "articulate", "fluent", "polished", "professional!", "sophisticat", "confident",
-    "authoritative", "assertive", "bullet", "markdown", "heading", "emoji", "format", "well-written", "well written",
-    "impressive", "expert-sounding", "grammar", "grammatical", "spelling",
+    "authoritative", "assertive", "bullet", "markdown", "heading", "emoji", "format!",
+    "formatted", "formatting", "well-written", "well written", "impressive",
+    "expert-sounding", "grammar", "grammatical", "spelling",
 )  # fmt: skip
 GROUPS: Final = _stems(
     "men!", "women!", "male!", "female!", "masculine", "feminine", "christian", "muslim", "islam", "jewish", "hindu",
@@ -75,6 +77,7 @@ POSITION: Final = re.compile(
     r"\b(?:first|second|former|latter)\s+(?:response|reply|answer|one)\b|\b(?:response|reply|answer)\s+(?:[AB12])\b"
 )
 _NEGATED: Final = re.compile(
+    r"[^.;]*\bcounts? against\b[^.;]*|"
     r"(?:\bdo not|\bdon't|\bnever|\bno matter|\bregardless of|\bnot because|\bwithout regard|\brather than for|"
     r"\bnot for|\binstead of|\birrespective of)\b[^.;]*",
     re.IGNORECASE,
@@ -106,9 +109,14 @@ def words(text: str) -> list[str]:
     return [match.group().lower() for match in _WORD.finditer(text)]
 
 
+def content_words(text: str) -> list[str]:
+    """Words that carry the meaning of a principle, in order; comparatives such as "more" do not count."""
+    return [word for word in words(FRAME.sub(" ", text)) if word not in _STOP]
+
+
 def content_stems(text: str) -> frozenset[str]:
-    """Stems of the words that carry the meaning of a principle; comparatives such as "more" do not count."""
-    return frozenset(_stem(word) for word in words(FRAME.sub(" ", text)) if word not in _STOP)
+    """Stems of the words that carry the meaning of a principle."""
+    return frozenset(map(_stem, content_words(text)))
 
 
 def similarity(one: str, other: str, *, apart_from: Iterable[str] = ()) -> float:
