@@ -54,8 +54,8 @@ def find_constitution(value: str, *, option: str = "--constitution") -> Constitu
     """The constitution behind an option: a YAML file, or a shipped one by name."""
     path = Path(value).expanduser()
     if _looks_like_path(value) or path.suffix in (".yaml", ".yml") or path.is_file():
-        return ConstitutionChoice(str(path.resolve()), parse_constitution(_read_text(path, option), source=value))
-    shipped = _shipped_constitutions()
+        return ConstitutionChoice(str(path.resolve()), parse_constitution(read_text_file(path, option), source=value))
+    shipped = shipped_constitutions()
     if value not in shipped:
         raise InvalidInputError(
             f"{option} {value}: there is no such file and no shipped constitution of that name; shipped are "
@@ -94,7 +94,8 @@ def _check_model_folder(folder: Path, *, option: str) -> Model:
     return Model(uri=str(folder.resolve()), local=True)
 
 
-def _read_text(path: Path, option: str) -> str:
+def read_text_file(path: Path, option: str) -> str:
+    """The text of a file that the user named; InvalidInputError says what is wrong with it."""
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
@@ -112,7 +113,8 @@ def _read_text(path: Path, option: str) -> str:
         ) from error
 
 
-def _shipped_constitutions() -> dict[str, Path]:
+def shipped_constitutions() -> dict[str, Path]:
+    """Files of the constitutions that ship with the product, by name."""
     import rlaif.constitutions
 
     folder = Path(next(iter(rlaif.constitutions.__path__)))
