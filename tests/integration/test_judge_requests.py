@@ -6,14 +6,18 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 
+import grpc
 import pytest
 
 from judge_fakes import CONSTITUTION, MemoryLedger, ScriptedEngine, serve_judge
 from rlaif.client.channel import open_aio_channel
 from rlaif.client.judge import JudgeClient, JudgeOptions, ResponsePair
+from rlaif.core.constitution import Constitution, Principle
 from rlaif.core.conversation import Message
-from rlaif.core.errors import InvalidInputError, NotFoundError, RlaifError, UnsupportedError
+from rlaif.core.errors import DeadlineError, InvalidInputError, NotFoundError, RlaifError, UnsupportedError
+from rlaif.core.template import COMPACT
 from rlaif.runtime.settings import ClientSettings
+from rlaif.runtime.status import from_rpc_error
 from rlaif.v1 import conversation_pb2, judge_service_pb2, judge_service_pb2_grpc
 
 NAME = CONSTITUTION.name
@@ -116,6 +120,32 @@ def pairs(*changes: dict[str, object]) -> judge_service_pb2.BatchCompareResponse
     return PAIRS(constitution=NAME, pairs=items)
 
 
+def score(**changes: object) -> judge_service_pb2.ScoreResponseRequest:
+    return SCORE(**{"constitution": NAME, "messages": [TURN], "response": "Mix.", **changes})
+
+
+def critique(**changes: object) -> judge_service_pb2.CritiqueResponseRequest:
+    fields = {"constitution": NAME, "messages": [TURN], "response": "No.", **changes}
+    return judge_service_pb2.CritiqueResponseRequest(**fields)
+
+
+def revise(**changes: object) -> judge_service_pb2.ReviseResponseRequest:
+    fields = {"constitution": NAME, "messages": [TURN], "response": "No.", "critique": "Short.", **changes}
+    return judge_service_pb2.ReviseResponseRequest(**fields)
+
+
+def audit(**changes: object) -> judge_service_pb2.AuditConstitutionRequest:
+    return judge_service_pb2.AuditConstitutionRequest(**{"constitution": NAME, **changes})
+
+
+PAIR = judge_service_pb2.Pair(messages=[TURN], first="a", second="b")
+SYSTEM = conversation_pb2.Message(role=conversation_pb2.ROLE_SYSTEM, content="Be brief.")
+RULES = judge_service_pb2.Constitution(principles=[judge_service_pb2.Principle(principle_id="kind", text="Be kind.")])
+FOR_CHAT = judge_service_pb2.Constitution(
+    principles=[judge_service_pb2.Principle(principle_id="kind", text="Be kind.", applies_to=["chat"])]
+)
+NO_RULES = judge_service_pb2.Constitution(description="none")
+
 WRONG = [
     (pair(constitution=""), InvalidInputError, "constitution", "required"),
     (pair(constitution="constitutions/other"), NotFoundError, None, "constitutions/test"),
@@ -143,7 +173,20 @@ WRONG = [
     ),
     (pair(options=Options(num_sampled_principles=3)), InvalidInputError, "options.num_sampled_principles", "from 2"),
     (pair(options=Options(record=9)), InvalidInputError, "options.record", "9"),
-    (pair(options=Options(reasoning=True)), UnsupportedError, None, "rationale"),
+    (pair(options=Options(num_reasoning_samples=2)), InvalidInputError, "options.num_reasoning_samples", "reasoning"),
+    (
+        pair(options=Options(reasoning=True, num_reasoning_samples=17)),
+        InvalidInputError,
+        "options.num_reasoning_samples",
+        "limit of 16",
+    ),
+    (pair(category="x" * 65), InvalidInputError, "category", "limit of 64"),
+    (pair(constitution="", inline_constitution=FOR_CHAT, category="code"), InvalidInputError, "category", "'code'"),
+    (pair(first="x" * 2**20), InvalidInputError, "first", "limit of 1000"),
+    (pair(messages=[TURN, SYSTEM]), InvalidInputError, "messages[1].role", "system"),
+    (pair(messages=[REPLY, TURN]), InvalidInputError, "messages[0].role", "user"),
+    (pair(inline_constitution=RULES), InvalidInputError, "inline_constitution", "not both"),
+    (pair(constitution="", inline_constitution=NO_RULES), InvalidInputError, "inline_constitution.principles", "least"),
     (pairs(), InvalidInputError, "pairs", "1 to 4"),
     (pairs(*[{}] * 5), InvalidInputError, "pairs", "1 to 4"),
     (pairs({}, {"second": "Mix."}), InvalidInputError, "pairs[1].second", "same"),
@@ -156,9 +199,26 @@ WRONG = [
     (judge_service_pb2.GetConstitutionRequest(name="constitutions/no"), NotFoundError, None, "constitutions/test"),
     (judge_service_pb2.ListConstitutionsRequest(page_token="!"), InvalidInputError, "page_token", "token"),
     (judge_service_pb2.ListConstitutionsRequest(page_size=-1), InvalidInputError, "page_size", "-1"),
-    (judge_service_pb2.CritiqueResponseRequest(), UnsupportedError, None, "not served"),
-    (judge_service_pb2.ReviseResponseRequest(), UnsupportedError, None, "not served"),
-    (judge_service_pb2.AuditConstitutionRequest(), UnsupportedError, None, "not served"),
+    (SCORE(constitution=NAME, messages=[TURN], response="x" * 2**20), InvalidInputError, "response", "limit of 1000"),
+    (score(options=Options(reasoning=True)), UnsupportedError, None, "rationale"),
+    (score(options=Options(min_verdict_mass=-math.inf)), InvalidInputError, "options.min_verdict_mass", "inf"),
+    (critique(response=""), InvalidInputError, "response", "empty"),
+    (critique(response="x" * 1001), InvalidInputError, "response", "limit of 1000"),
+    (critique(messages=[]), InvalidInputError, "messages", "at least one"),
+    (critique(constitution="constitutions/other"), NotFoundError, None, "constitutions/test"),
+    (critique(options=Options(principle_ids=["kind"])), InvalidInputError, "options.principle_ids[0]", "'kind'"),
+    (critique(options=Options(num_sampled_principles=3)), InvalidInputError, "options.num_sampled_principles", "2"),
+    (critique(options=Options(reasoning=True)), InvalidInputError, "options.reasoning", "verdict"),
+    (critique(options=Options(min_verdict_mass=math.nan)), InvalidInputError, "options.min_verdict_mass", "nan"),
+    (revise(critique=" "), InvalidInputError, "critique", "empty"),
+    (revise(critique="x" * 1001), InvalidInputError, "critique", "limit of 1000"),
+    (revise(response=""), InvalidInputError, "response", "empty"),
+    (revise(principle_ids=["kind"]), InvalidInputError, "principle_ids[0]", "'kind'"),
+    (revise(principle_ids=["helpful"] * 2), InvalidInputError, "principle_ids[1]", "twice"),
+    (audit(constitution=""), InvalidInputError, "constitution", "required"),
+    (audit(written_audit=True), UnsupportedError, None, "compact template writes no audit"),
+    (audit(probe_pairs=[PAIR] * 257), InvalidInputError, "probe_pairs", "limit of 256"),
+    (audit(probe_pairs=[judge_service_pb2.Pair()]), InvalidInputError, "probe_pairs[0].messages", "at least one"),
 ]
 
 
@@ -187,3 +247,95 @@ async def test_options_reach_the_judge(settings: ClientSettings):
     assert verdict.preference == "abstain"
     assert verdict.abstention_reason == "low_verdict_mass"
     assert [vote.principle_id for vote in verdict.votes] == ["harmless"]
+
+
+async def raw(settings: ClientSettings, request: bytes, method: str = "CompareResponses") -> grpc.aio.AioRpcError:
+    """The refusal of bytes that no stub would send."""
+    async with grpc.aio.insecure_channel(settings.target) as channel:
+        call = channel.unary_unary(f"/rlaif.v1.JudgeService/{method}")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(request, timeout=5)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("field", "bad", "good"),
+    [("first", b"M\xffx.", b"Mix."), ("messages[0].content", b"How \xc3( I bake bread?", b"How do I bake bread?")],
+)
+async def test_text_that_is_not_utf8_is_named_by_its_field(
+    settings: ClientSettings, field: str, bad: bytes, good: bytes
+):
+    request = pair().SerializeToString().replace(good, bad)
+    refusal = await raw(settings, request)
+    assert refusal.code() is grpc.StatusCode.INVALID_ARGUMENT
+    error = from_rpc_error(refusal, target="judge")
+    assert (error.field, error.reason) == (field, "INVALID_UTF8")
+    assert "UTF-8" in error.message
+
+
+async def test_bytes_that_are_no_message_are_wrong_input(settings: ClientSettings):
+    refusal = await raw(settings, pair().SerializeToString()[:-3])
+    assert refusal.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "rlaif.v1.CompareResponsesRequest" in (refusal.details() or "")
+
+
+async def test_a_deadline_that_is_too_short_is_said_so(settings: ClientSettings):
+    with pytest.raises(DeadlineError):
+        await ask(settings, lambda c: c.compare(NAME, ASK, first="Mix.", second="No.", timeout_seconds=1e-4))
+
+
+async def test_a_critique_and_a_revision_come_back_with_what_made_them():
+    def write(prompt: str, index: int) -> str:
+        return "It refuses." if prompt.startswith("Find") else "No."
+
+    async with serve_judge(ScriptedEngine(prefers_mix, write=write), MemoryLedger()) as settings:
+        options = JudgeOptions(num_sampled_principles=1, seed=3)
+        critique = await ask(settings, lambda c: c.critique(NAME, ASK, response="No.", options=options))
+        assert critique.text == "It refuses."
+        assert len(critique.principle_ids) == 1
+        assert critique.abstention_reason is None
+        assert critique.provenance.seed == 3
+        assert critique.provenance.template_sha256 == COMPACT.writing_sha256
+        revision = await ask(settings, lambda c: c.revise(NAME, ASK, response="No.", critique=critique.text))
+        assert (revision.text, revision.unchanged) == ("No.", True)
+
+
+async def test_a_constitution_in_the_request_decides_and_is_part_of_the_label(settings: ClientSettings):
+    rules = Constitution("mine", 1, "", (Principle("kind", "Be kind."),))
+    verdict = await ask(settings, lambda c: c.compare(rules, ASK, first="Mix.", second="No."))
+    assert [vote.principle_id for vote in verdict.votes] == ["kind"]
+    assert verdict.provenance.constitution_sha256 == rules.sha256
+    named = await ask(settings, lambda c: c.compare(NAME, ASK, first="Mix.", second="No."))
+    assert named.label != verdict.label
+
+
+async def test_the_judge_says_who_it_is(settings: ClientSettings):
+    state = await ask(settings, lambda c: c.get_judge())
+    assert (state.model_digest, state.template, state.panel) == ("d" * 64, "compact", ())
+    assert state.template_sha256 == COMPACT.sha256
+    assert state.context_length_tokens == 1500
+    assert len(state.fingerprint) == 64
+    async with serve_judge(ScriptedEngine(prefers_mix, digest=""), MemoryLedger()) as unknown:
+        assert (await ask(unknown, lambda c: c.get_judge())).fingerprint == ""
+
+
+async def test_an_audit_finds_what_is_wrong_in_wording_and_votes(settings: ClientSettings):
+    rules = Constitution(
+        "mine",
+        1,
+        "",
+        (
+            Principle("good", "Prefer the good one."),
+            Principle("mix", "Prefer the reply that says how to mix the dough."),
+            Principle("mixing", "Prefer the reply that says how to mix the dough well."),
+        ),
+    )
+    pairs = [ResponsePair(ASK, f"Mix {i}", f"No {i}") for i in range(8)]
+    audit = await ask(settings, lambda c: c.audit(rules, probe_pairs=pairs))
+    kinds = {finding.kind.value for finding in audit.findings}
+    assert {"duplicate", "vague", "validation"} <= kinds
+    assert {"inert"} <= kinds
+    assert audit.written_audit == ""
+    assert audit.provenance.constitution_sha256 == rules.sha256
+    plain = await ask(settings, lambda c: c.audit(rules))
+    assert "inert" not in {finding.kind.value for finding in plain.findings}

@@ -45,7 +45,8 @@ class WrittenExample:
 class JudgeTemplate:
     """Wording of what the judge is asked: which of two responses, how good is one, what is wrong with it, a better one.
 
-    `{conversation_mark}`, `{first_mark}`, … are marks of the texts of those names.
+    `{conversation_mark}`, `{first_mark}`, … are marks of the texts of those names. A template without audit forms is
+    for models that cannot write one.
     """
 
     name: str
@@ -60,6 +61,8 @@ class JudgeTemplate:
     revise_context: str
     revise_question: str
     turn: str = _PLAIN_TURN
+    audit_context: str = ""
+    audit_question: str = ""
 
     @property
     def sha256(self) -> str:
@@ -75,6 +78,11 @@ class JudgeTemplate:
     def writing_sha256(self) -> str:
         """Digest of what critiques and revisions are asked with."""
         return self._digest("critique_context", "critique_question", "revise_context", "revise_question")
+
+    @property
+    def audit_sha256(self) -> str:
+        """Digest of what a written audit is asked with."""
+        return self._digest("audit_context", "audit_question")
 
     def comparison(self, conversation: Sequence[Message], *, first: str, second: str) -> str:
         """Shared context of a comparison, in the order in which the responses are shown."""
@@ -131,6 +139,10 @@ class JudgeTemplate:
     def revision_question(self, principle: str, *, critique: str) -> str:
         """Question of a revision; the answer is the rewritten response."""
         return _fill(self.revise_question, principle=principle, critique=critique)
+
+    def audit(self, rules: str) -> str:
+        """Context of a written audit of a constitution's rules; the template must have the form."""
+        return _fill(self.audit_context, rules=rules)
 
     def _fill(self, form: str, conversation: Sequence[Message], **texts: str) -> str:
         mark = _mark(message.content for message in conversation)
@@ -239,6 +251,17 @@ STANDARD = JudgeTemplate(
         " response word for word. Write the response to the user and nothing else.\n\nRewritten response:"
     ),
     turn="[{speaker} {mark}]\n{content}",
+    audit_context=(
+        "You review the written rules by which an AI judge compares two responses of an assistant. What stands between "
+        "the marked rules tags " + _MATERIAL + "<rules-{rules_mark}>\n{rules}\n</rules-{rules_mark}>\n\n"
+    ),
+    audit_question=(
+        "Audit these rules as a rubric. Go through: wording that two readers would apply differently; criteria that are "
+        "missing; rules that conflict, and on which kind of conversation; wording that favours a group, a length or a "
+        "style; cases the rules leave open; how people should check the labels made by them. For each finding name the "
+        "rule by its id, give an example and say what to change. Leave out what you find nothing on. Use at most 400 "
+        "words."
+    ),
 )
 """For instruction-tuned models."""
 

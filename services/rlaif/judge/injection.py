@@ -37,5 +37,9 @@ _PATTERN = re.compile("|".join((_DELIMITERS, _TEMPLATE_LINES, _VERDICT, _ADDRESS
 
 def injection_suspected(response: str) -> bool:
     """True when the text closes a prompt delimiter, imitates a verdict or addresses the judge."""
-    plain = unicodedata.normalize("NFKC", response).translate(_INVISIBLE)
-    return _PATTERN.search(plain) is not None
+    return _PATTERN.search(plain_text(response)) is not None
+
+
+def plain_text(text: str) -> str:
+    """The text with look-alike forms made plain and invisible characters removed."""
+    return unicodedata.normalize("NFKC", text).translate(_INVISIBLE)

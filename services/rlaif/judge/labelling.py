@@ -6,12 +6,10 @@ the verdict is read from the labels' log-probabilities in one forward pass, noth
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from rlaif.core.errors import InvalidInputError
+from rlaif.core.errors import InvalidInputError, UnsupportedError
 from rlaif.core.preference import (
     AbstentionReason,
     OrderVote,
@@ -25,18 +23,22 @@ from rlaif.core.preference import (
 from rlaif.core.reward import ResponseScore, combine_scores, principle_score
 from rlaif.core.template import SCORE_LABELS, VERDICT_LABELS, JudgeTemplate
 from rlaif.engine.protocol import ChoiceLogprobs, ChoiceRequest, Engine, TokenIds
-from rlaif.judge.injection import injection_suspected
+from rlaif.judge.generation import PlanningThread
+from rlaif.judge.reasoning import Reasoner, RunChoices
+from rlaif.judge.screening import NOTHING_SUSPECTED, Screen, Screening
 from rlaif.judge.tasks import Task
 
-RunChoices = Callable[[Sequence[ChoiceRequest]], Awaitable[Sequence[ChoiceLogprobs]]]
+# Requests may bring constitutions of their own, so there is no end to questions.
+_MAX_KNOWN_QUESTIONS = 4096
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The decision on one task."""
+    """The decision on one task: its own probabilities, neither clamped nor calibrated."""
 
     decision: PairLabel | ResponseScore
-    injection_suspected: bool
+    screening: Screening = NOTHING_SUSPECTED
+    rationale: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,48 +46,76 @@ class _Plan:
     """What one task asks of the engine: no requests when it abstains beforehand."""
 
     requests: tuple[ChoiceRequest, ...]
-    injection_suspected: bool
     abstention_reason: AbstentionReason | None = None
 
 
 class LabellingCore:
-    """Turns tasks into judgements with one engine; `run_choices` is where the engine's batches are formed."""
+    """Turns tasks into judgements with one engine; `run_choices` is where the engine's batches are formed.
 
-    def __init__(self, engine: Engine, *, template: JudgeTemplate, run_choices: RunChoices) -> None:
+    Without a reasoner, tasks that ask for a rationale are refused.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        template: JudgeTemplate,
+        run_choices: RunChoices,
+        plan: PlanningThread | None = None,
+        reasoner: Reasoner | None = None,
+        screen: Screen | None = None,
+    ) -> None:
         self._engine = engine
         self._template = template
         self._run_choices = run_choices
         self._verdict_choices = engine.encode_choices(VERDICT_LABELS)
         self._score_choices = engine.encode_choices(SCORE_LABELS)
         self._suffixes: dict[str, TokenIds] = {}
-        # One thread: tokenizers are not safe to share, and long texts must not hold up the event loop.
-        self._planner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="judge-plan")
+        self._plan = plan or PlanningThread()
+        self._reasoner = reasoner
+        self._screen = screen or Screen()
 
     async def decide(self, tasks: Sequence[Task], *, refuse_too_long: bool) -> list[Judgement]:
         """One judgement a task. A prompt that does not fit is an error with `refuse_too_long`, else an abstention."""
-        loop = asyncio.get_running_loop()
-        plans = await loop.run_in_executor(self._planner, self._plan_all, tasks, refuse_too_long)
-        answers = iter(await self._run_choices([request for plan in plans for request in plan.requests]))
+        screenings = await self._plan(self._screen, tasks)
+        admitted = [
+            task for task, screening in zip(tasks, screenings, strict=True) if not _turned_away(task, screening)
+        ]
+        decided = iter(await self._decide(admitted, refuse_too_long=refuse_too_long))
         return [
-            Judgement(_decide(task, plan, [next(answers) for _ in plan.requests]), plan.injection_suspected)
-            for task, plan in zip(tasks, plans, strict=True)
+            Judgement(_abstention(task, AbstentionReason.INJECTION_SUSPECTED), screening)
+            if _turned_away(task, screening)
+            else replace(next(decided), screening=screening)
+            for task, screening in zip(tasks, screenings, strict=True)
         ]
 
     def close(self) -> None:
         """Stop the planning thread."""
-        self._planner.shutdown(wait=True)
+        self._plan.close()
+
+    async def _decide(self, tasks: Sequence[Task], *, refuse_too_long: bool) -> list[Judgement]:
+        if tasks and tasks[0].options.reasoning is not None:
+            if self._reasoner is None or tasks[0].candidate.form == "score":
+                raise UnsupportedError(
+                    "scores are read without a rationale", reason="REASONING_UNSUPPORTED", field="options.reasoning"
+                )
+            reasoned = await self._reasoner.decide(tasks, refuse_too_long=refuse_too_long)
+            return [Judgement(each.label, rationale=each.rationale) for each in reasoned]
+        plans = await self._plan(self._plan_all, tasks, refuse_too_long)
+        answers = iter(await self._run_choices([request for plan in plans for request in plan.requests]))
+        return [
+            Judgement(_decide(task, plan, [next(answers) for _ in plan.requests]))
+            for task, plan in zip(tasks, plans, strict=True)
+        ]
 
     def _plan_all(self, tasks: Sequence[Task], refuse_too_long: bool) -> list[_Plan]:
-        return [self._plan(task, refuse_too_long=refuse_too_long) for task in tasks]
+        return [self._plan_one(task, refuse_too_long=refuse_too_long) for task in tasks]
 
-    def _plan(self, task: Task, *, refuse_too_long: bool) -> _Plan:
-        suspected = any(injection_suspected(response) for response in task.candidate.responses)
-        if suspected and task.options.abstain_on_injection:
-            return _Plan((), suspected, AbstentionReason.INJECTION_SUSPECTED)
+    def _plan_one(self, task: Task, *, refuse_too_long: bool) -> _Plan:
         requests = self._requests(task)
         num_tokens = max(map(_num_tokens, requests))
         if num_tokens <= self._engine.context_length:
-            return _Plan(requests, suspected)
+            return _Plan(requests)
         if refuse_too_long:
             limit = self._engine.context_length
             raise InvalidInputError(
@@ -93,7 +123,7 @@ class LabellingCore:
                 field="messages",
                 reason="PROMPT_TOO_LONG",
             )
-        return _Plan((), suspected, AbstentionReason.TOO_LONG)
+        return _Plan((), AbstentionReason.TOO_LONG)
 
     def _requests(self, task: Task) -> tuple[ChoiceRequest, ...]:
         conversation, template = task.candidate.conversation, self._template
@@ -116,8 +146,18 @@ class LabellingCore:
     def _suffix(self, question: str) -> TokenIds:
         """Ids of a question; it is tokenised apart from the context, so they are the same after any context."""
         if question not in self._suffixes:
+            if len(self._suffixes) >= _MAX_KNOWN_QUESTIONS:
+                self._suffixes.clear()
             self._suffixes[question] = self._engine.encode_judge_prompt("", question)[1]
         return self._suffixes[question]
+
+
+def _turned_away(task: Task, screening: Screening) -> bool:
+    return screening.injection_suspected and task.options.abstain_on_injection
+
+
+def _abstention(task: Task, reason: AbstentionReason) -> PairLabel | ResponseScore:
+    return ResponseScore(None, None, (), reason) if task.candidate.form == "score" else abstain(reason)
 
 
 def _num_tokens(request: ChoiceRequest) -> int:
@@ -125,9 +165,9 @@ def _num_tokens(request: ChoiceRequest) -> int:
 
 
 def _decide(task: Task, plan: _Plan, answers: Sequence[ChoiceLogprobs]) -> PairLabel | ResponseScore:
+    if plan.abstention_reason is not None:
+        return _abstention(task, plan.abstention_reason)
     if task.candidate.form == "score":
-        if plan.abstention_reason is not None:
-            return ResponseScore(None, None, (), plan.abstention_reason)
         return combine_scores(
             [
                 principle_score(
@@ -139,8 +179,6 @@ def _decide(task: Task, plan: _Plan, answers: Sequence[ChoiceLogprobs]) -> PairL
                 for principle, logprobs in zip(task.principles, answers[0].logprobs, strict=True)
             ]
         )
-    if plan.abstention_reason is not None:
-        return abstain(plan.abstention_reason)
     shown_first, shown_second = answers
     return combine_principles(
         [

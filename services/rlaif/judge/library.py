@@ -27,6 +27,11 @@ class ConstitutionLibrary:
                 raise SettingsError(f"two constitutions have the id {constitution.constitution_id!r}")
             self._by_name[constitution.name] = constitution
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digest of each constitution by its name."""
+        return {name: constitution.sha256 for name, constitution in self._by_name.items()}
+
     def get(self, name: str, *, field: str = "constitution") -> Constitution:
         """The constitution of that name; NotFoundError says which there are."""
         if not name:

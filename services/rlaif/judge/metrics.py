@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,6 +11,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from rlaif.runtime.telemetry import REGISTRY
 from rlaif.v1 import judge_service_pb2, ledger_service_pb2
 
+_REASON = "ABSTENTION_REASON_"
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 _SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -22,27 +24,49 @@ class JudgeMetrics:
     abstentions: Counter
     order_inconsistent: Counter
     injections: Counter
+    null_responses: Counter
+    nearly_identical: Counter
+    texts: Counter
+    panel_votes: Counter
     ledger_hits: Counter
     batch_prompts: Histogram
     engine_seconds: Histogram
+    text_seconds: Histogram
     queue_prompts: Gauge
 
     def count_label(self, label: ledger_service_pb2.Label) -> None:
         """Counts a label that was just made."""
+        flags: judge_service_pb2.Verdict | judge_service_pb2.Score
         if label.HasField("verdict"):
             outcome = _suffix(judge_service_pb2.Preference.Name(label.verdict.preference), "PREFERENCE_")
-            form, reason, suspected = "compare", label.verdict.abstention_reason, label.verdict.injection_suspected
+            form, reason, flags = "compare", label.verdict.abstention_reason, label.verdict
+            if label.verdict.responses_nearly_identical:
+                self.nearly_identical.inc()
+            self._count_votes(label.verdict.judge_votes)
             if outcome != "abstain" and not label.verdict.order_consistent:
                 self.order_inconsistent.inc()
         else:
             outcome = "scored" if label.score.HasField("expected") else "abstain"
-            form, reason, suspected = "score", label.score.abstention_reason, label.score.injection_suspected
+            form, reason, flags = "score", label.score.abstention_reason, label.score
         self.labels.labels(form=form, outcome=outcome).inc()
         if outcome == "abstain":
-            name = _suffix(judge_service_pb2.AbstentionReason.Name(reason), "ABSTENTION_REASON_")
+            name = _suffix(judge_service_pb2.AbstentionReason.Name(reason), _REASON)
             self.abstentions.labels(form=form, reason=name).inc()
-        if suspected:
+        if flags.injection_suspected:
             self.injections.labels(form=form).inc()
+        if flags.null_response_suspected:
+            self.null_responses.labels(form=form).inc()
+
+    def count_text(self, form: str, *, outcome: str) -> None:
+        """Counts a text that was asked for: a critique, a revision or an audit."""
+        self.texts.labels(form=form, outcome=outcome).inc()
+
+    def _count_votes(self, votes: Iterable[judge_service_pb2.JudgeVote]) -> None:
+        for vote in votes:
+            if vote.judge:
+                reason = vote.abstention_reason
+                outcome = "voted" if not reason else _suffix(judge_service_pb2.AbstentionReason.Name(reason), _REASON)
+                self.panel_votes.labels(judge=vote.judge, outcome=outcome).inc()
 
 
 @cache
@@ -64,6 +88,26 @@ def judge_metrics() -> JudgeMetrics:
             ["form"],
             registry=REGISTRY,
         ),
+        null_responses=Counter(
+            "rlaif_judge_null_responses_suspected_total",
+            "Labels on responses that say nothing or answer many different conversations.",
+            ["form"],
+            registry=REGISTRY,
+        ),
+        nearly_identical=Counter(
+            "rlaif_judge_nearly_identical_total",
+            "Comparisons of responses that differ in spacing, case or punctuation at most.",
+            registry=REGISTRY,
+        ),
+        texts=Counter(
+            "rlaif_judge_texts_total", "Critiques, revisions and audits.", ["form", "outcome"], registry=REGISTRY
+        ),
+        panel_votes=Counter(
+            "rlaif_judge_panel_votes_total",
+            "Votes of the panel's other judges: cast, or why not.",
+            ["judge", "outcome"],
+            registry=REGISTRY,
+        ),
         ledger_hits=Counter(
             "rlaif_judge_ledger_hits_total", "Decisions answered from the ledger.", ["form"], registry=REGISTRY
         ),
@@ -79,8 +123,14 @@ def judge_metrics() -> JudgeMetrics:
             buckets=_SECONDS_BUCKETS,
             registry=REGISTRY,
         ),
+        text_seconds=Histogram(
+            "rlaif_judge_text_seconds",
+            "Time in which the engine wrote one batch of texts.",
+            buckets=_SECONDS_BUCKETS,
+            registry=REGISTRY,
+        ),
         queue_prompts=Gauge(
-            "rlaif_judge_queue_prompts", "Presentations waiting for an engine batch.", registry=REGISTRY
+            "rlaif_judge_queue_prompts", "Presentations and texts waiting for an engine batch.", registry=REGISTRY
         ),
     )
 

@@ -10,19 +10,28 @@ from contextlib import AsyncExitStack
 import grpc
 
 from rlaif.client.ledger import AioLedgerClient
+from rlaif.core.calibration import Calibration
 from rlaif.core.template import find_template
 from rlaif.engine.factory import open_engine
-from rlaif.engine.protocol import ChoiceLogprobs, ChoiceRequest, Engine
+from rlaif.engine.protocol import ChoiceLogprobs, ChoiceRequest, Engine, GenerateRequest, Generation
 from rlaif.judge.batching import Batcher
+from rlaif.judge.calibrating import CalibrationKey, load_calibrations
+from rlaif.judge.description import Description
+from rlaif.judge.generation import Decoding, PlanningThread
 from rlaif.judge.judging import Judge
 from rlaif.judge.labelling import LabellingCore
-from rlaif.judge.library import load_library
+from rlaif.judge.library import ConstitutionLibrary, load_library
 from rlaif.judge.metrics import JudgeMetrics, judge_metrics
+from rlaif.judge.panel import Panel, RemoteJudge
+from rlaif.judge.reasoning import Reasoner
 from rlaif.judge.recording import Recorder
 from rlaif.judge.requests import OptionDefaults, RequestLimits, RequestReader
+from rlaif.judge.screening import Screen
 from rlaif.judge.servicer import JudgeServicer
-from rlaif.judge.settings import JudgeSettings
+from rlaif.judge.settings import JudgeSettings, WritingSettings
+from rlaif.judge.settling import PanelOptions
 from rlaif.judge.wire import ProvenanceMaker
+from rlaif.judge.writing import Writer, WritingOptions
 from rlaif.runtime.logging import EventLogger
 from rlaif.runtime.messages import TextLimits
 from rlaif.runtime.server import Service
@@ -49,7 +58,7 @@ class _Process:
     def __init__(self, settings: JudgeSettings) -> None:
         self._settings = settings
         self._resources = AsyncExitStack()
-        self._servicer = JudgeServicer(_reader(settings))  # type: ignore[abstract]  # the rest answers NOT_SERVED
+        self._servicer = JudgeServicer(_reader(settings))
 
     def register(self, server: grpc.aio.Server) -> None:
         judge_service_pb2_grpc.add_JudgeServiceServicer_to_server(self._servicer, server)
@@ -59,24 +68,78 @@ class _Process:
         library = load_library(settings.constitutions)
         engine = await open_engine(settings.engine, model=settings.model)
         self._resources.push_async_callback(engine.close)
+        calibrations = self._load_calibrations(engine, library)
         choices = _engine_batches(engine, settings, metrics)
         self._resources.push_async_callback(choices.close)
+        texts = _engine_texts(engine, settings, metrics)
+        self._resources.push_async_callback(texts.close)
+        plan = PlanningThread()
+        self._resources.push_async_callback(asyncio.to_thread, plan.close)
         template = find_template(settings.template)
-        core = LabellingCore(engine, template=template, run_choices=choices.submit)
-        self._resources.push_async_callback(asyncio.to_thread, core.close)
-        self._servicer.library = library
-        self._servicer.judge = Judge(
+        make_provenance = ProvenanceMaker(engine, template=template)
+        panel = self._open_panel()
+        judge = Judge(
             engine,
-            core=core,
+            core=LabellingCore(
+                engine,
+                template=template,
+                run_choices=choices.submit,
+                plan=plan,
+                reasoner=Reasoner(
+                    engine, template=template, run_generate=texts.submit, run_choices=choices.submit, plan=plan
+                ),
+                screen=Screen(max_conversations=settings.null_response_conversations),
+            ),
             template=template,
             recorder=self._open_recorder(),
-            make_provenance=ProvenanceMaker(engine, template=template),
+            make_provenance=make_provenance,
+            metrics=metrics,
+            calibrations=calibrations,
+            panel=panel,
+        )
+        self._servicer.library = library
+        self._servicer.judge = judge
+        self._servicer.writer = Writer(
+            engine,
+            template=template,
+            run_generate=texts.submit,
+            plan=plan,
+            options=_writing(settings.writing),
+            make_provenance=make_provenance,
             metrics=metrics,
         )
-        metrics.queue_prompts.set_function(lambda: choices.num_queued)
+        self._servicer.describe = Description(
+            engine,
+            judge=judge,
+            template=template,
+            calibrations=tuple(calibrations.values()),
+            panel=panel,
+            settings=settings,
+        )
+        metrics.queue_prompts.set_function(lambda: choices.num_queued + texts.num_queued)
 
     async def stop(self) -> None:
         await self._resources.aclose()
+
+    def _load_calibrations(self, engine: Engine, library: ConstitutionLibrary) -> dict[CalibrationKey, Calibration]:
+        template = find_template(self._settings.template)
+        return load_calibrations(
+            self._settings.calibrations,
+            judge_digest=engine.identity.digest,
+            template_sha256s=(template.sha256, template.reasoning_sha256),
+            constitutions=library.digests,
+        )
+
+    def _open_panel(self) -> Panel | None:
+        settings = self._settings.panel
+        if settings is None:
+            return None
+        panel = Panel(
+            [RemoteJudge(judge.name, judge) for judge in settings.judges],
+            options=PanelOptions(settings.rule, settings.votes_needed, settings.max_disagreement),
+        )
+        self._resources.push_async_callback(panel.close)
+        return panel
 
     def _open_recorder(self) -> Recorder | None:
         settings = self._settings
@@ -102,7 +165,20 @@ def _reader(settings: JudgeSettings) -> RequestReader:
             min_verdict_mass=settings.min_verdict_mass,
             abstain_on_injection=settings.abstain_on_injection,
             keep_texts=settings.record == "texts",
+            reasoning=Decoding(**settings.reasoning.model_dump()),
         ),
+    )
+
+
+def _writing(settings: WritingSettings) -> WritingOptions:
+    def decoding(max_tokens: int) -> Decoding:
+        return Decoding(max_tokens, settings.temperature, settings.top_p)
+
+    return WritingOptions(
+        critique=decoding(settings.max_critique_tokens),
+        revision=decoding(settings.max_revision_tokens),
+        audit=decoding(settings.max_audit_tokens),
+        max_examples=settings.max_exemplars,
     )
 
 
@@ -124,4 +200,24 @@ def _engine_batches(
         max_delay_seconds=queue.max_delay_milliseconds / 1000,
         max_queue_items=queue.max_queue_items,
         max_turn_items=queue.max_turn_items,
+    )
+
+
+def _engine_texts(
+    engine: Engine, settings: JudgeSettings, metrics: JudgeMetrics
+) -> Batcher[GenerateRequest, Sequence[Generation]]:
+    async def execute(requests: Sequence[GenerateRequest]) -> Sequence[Sequence[Generation]]:
+        start = time.perf_counter()
+        texts = await engine.generate(requests)
+        metrics.text_seconds.observe(time.perf_counter() - start)
+        return texts
+
+    queue = settings.queue
+    return Batcher(
+        execute,
+        mix=settings.mix_requests,
+        max_batch_items=queue.max_batch_items,
+        max_delay_seconds=queue.max_delay_milliseconds / 1000,
+        max_queue_items=queue.max_queue_items,
+        max_turn_items=queue.max_turn_texts,
     )

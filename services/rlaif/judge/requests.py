@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlaif.core.conversation import Conversation
-from rlaif.core.errors import InvalidInputError, UnsupportedError
-from rlaif.judge.tasks import Candidate, JudgingOptions
+from rlaif.core.errors import InvalidInputError
+from rlaif.judge.generation import Decoding
+from rlaif.judge.tasks import Candidate, JudgingOptions, Reasoning
 from rlaif.runtime.messages import TextLimits, check_size, read_conversation
 from rlaif.v1 import conversation_pb2, judge_service_pb2
 
 MIN_RANKED, MAX_RANKED = 2, 16
 MAX_CATEGORY_BYTES = 64
+MAX_REASONING_SAMPLES = 16
+MAX_PROBE_PAIRS = 256
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class OptionDefaults:
     min_verdict_mass: float
     abstain_on_injection: bool
     keep_texts: bool
+    reasoning: Decoding
+    """How rationales are drawn where they are asked for."""
 
 
 class RequestReader:
@@ -92,24 +97,12 @@ class RequestReader:
 
     def options(self, options: judge_service_pb2.JudgeOptions) -> JudgingOptions:
         """Options with the server's defaults filled in."""
-        if options.reasoning or options.num_reasoning_samples:
-            raise UnsupportedError(
-                "this judge does not write a rationale before its verdict",
-                reason="REASONING_UNSUPPORTED",
-                field="options.reasoning" if options.reasoning else "options.num_reasoning_samples",
-            )
         mass = self._defaults.min_verdict_mass
         if options.HasField("min_verdict_mass"):
             mass = options.min_verdict_mass
             if not (math.isfinite(mass) and 0 <= mass <= 1):
                 raise InvalidInputError(f"{mass} is not a probability in [0, 1]", field="options.min_verdict_mass")
-        seen = set()
-        for index, principle_id in enumerate(options.principle_ids):
-            if principle_id in seen:
-                raise InvalidInputError(
-                    f"principle {principle_id!r} stands twice", field=f"options.principle_ids[{index}]"
-                )
-            seen.add(principle_id)
+        check_principle_ids(options.principle_ids, field="options.principle_ids")
         return JudgingOptions(
             principle_ids=tuple(options.principle_ids),
             num_sampled_principles=options.num_sampled_principles,
@@ -118,7 +111,46 @@ class RequestReader:
             abstain_on_injection=self._defaults.abstain_on_injection,
             keep_texts=self._keep_texts(options.record),
             ignore_recorded=options.ignore_recorded,
+            reasoning=self._reasoning(options),
         )
+
+    def _reasoning(self, options: judge_service_pb2.JudgeOptions) -> Reasoning | None:
+        num_samples = options.num_reasoning_samples
+        if num_samples and not options.reasoning:
+            raise InvalidInputError(
+                "samples of a rationale need `reasoning` to be set", field="options.num_reasoning_samples"
+            )
+        if num_samples > MAX_REASONING_SAMPLES:
+            raise InvalidInputError(
+                f"{num_samples} rationales are more than the limit of {MAX_REASONING_SAMPLES}",
+                field="options.num_reasoning_samples",
+            )
+        return Reasoning(num_samples or 1, self._defaults.reasoning) if options.reasoning else None
+
+    def written_on(
+        self, request: judge_service_pb2.CritiqueResponseRequest | judge_service_pb2.ReviseResponseRequest
+    ) -> Candidate:
+        """The response to criticise or to rewrite."""
+        conversation = self._conversation(request.messages, field="messages")
+        self._check_response(request.response, field="response")
+        return Candidate(conversation, (request.response,), self._category(request.category, prefix=""))
+
+    def critique(self, request: judge_service_pb2.ReviseResponseRequest) -> str:
+        """The critique to answer."""
+        if not request.critique.strip():
+            raise InvalidInputError("the critique is empty", field="critique")
+        self._check_size(request.critique, field="critique")
+        return request.critique.strip()
+
+    def probe_pairs(self, request: judge_service_pb2.AuditConstitutionRequest) -> list[Candidate]:
+        """The pairs on which principles are tried, possibly none."""
+        if len(request.probe_pairs) > MAX_PROBE_PAIRS:
+            raise InvalidInputError(
+                f"{len(request.probe_pairs)} pairs are more than the limit of {MAX_PROBE_PAIRS}", field="probe_pairs"
+            )
+        pairs = [self._pair(pair, prefix=f"probe_pairs[{index}].") for index, pair in enumerate(request.probe_pairs)]
+        self._check_total(pairs, field="probe_pairs")
+        return pairs
 
     def _keep_texts(self, record: int) -> bool:
         if record == judge_service_pb2.RECORD_MODE_UNSPECIFIED:
@@ -178,3 +210,12 @@ class RequestReader:
                 field=field,
                 reason="REQUEST_TOO_LARGE",
             )
+
+
+def check_principle_ids(principle_ids: Sequence[str], *, field: str) -> None:
+    """InvalidInputError when one stands twice."""
+    seen = set()
+    for index, principle_id in enumerate(principle_ids):
+        if principle_id in seen:
+            raise InvalidInputError(f"principle {principle_id!r} stands twice", field=f"{field}[{index}]")
+        seen.add(principle_id)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from rlaif.core.constitution import Constitution
+from rlaif.core.audit import audit_constitution, audit_votes
+from rlaif.core.constitution import Constitution, Principle
+from rlaif.core.errors import InvalidInputError
+from rlaif.judge.generation import Text
 from rlaif.judge.judging import Judge, RankedPair, outcomes
 from rlaif.judge.library import ConstitutionLibrary
 from rlaif.judge.ranking import Strength, bradley_terry, connected_groups, find_cycles
-from rlaif.judge.requests import RequestReader
-from rlaif.judge.wire import constitution_message
+from rlaif.judge.requests import RequestReader, check_principle_ids
+from rlaif.judge.tasks import draw_principles
+from rlaif.judge.wire import abstention_code, constitution_message, finding_message
+from rlaif.judge.writing import Writer
 from rlaif.v1 import judge_service_pb2, judge_service_pb2_grpc
 
 _STRENGTH_TIE = 1e-9
@@ -28,10 +33,12 @@ _Ruled = (
 
 
 class JudgeServicer(judge_service_pb2_grpc.JudgeServiceServicer):
-    """The judge on the wire; methods left out are not served. `judge` and `library` are set before calls are let in."""
+    """The judge on the wire; methods left out are not served. What it asks is set before calls are let in."""
 
     judge: Judge
+    writer: Writer
     library: ConstitutionLibrary
+    describe: Callable[[], Awaitable[judge_service_pb2.GetJudgeResponse]]
 
     def __init__(self, reader: RequestReader) -> None:
         self._reader = reader
@@ -91,6 +98,68 @@ class JudgeServicer(judge_service_pb2_grpc.JudgeServiceServicer):
         )
         return judge_service_pb2.BatchScoreResponsesResponse(scores=[decision.score for decision in decisions])
 
+    async def CritiqueResponse(  # noqa: N802
+        self, request: judge_service_pb2.CritiqueResponseRequest, context: Any
+    ) -> judge_service_pb2.CritiqueResponseResponse:
+        candidate = self._reader.written_on(request)
+        options, constitution = self._reader.options(request.options), self._constitution(request)
+        if options.reasoning is not None:
+            raise InvalidInputError("a critique has no verdict to reason about", field="options.reasoning")
+        principles = draw_principles(candidate, constitution=constitution, options=options)
+        text = await self.writer.critique(
+            candidate, constitution=constitution, principles=principles, seed=options.seed
+        )
+        return judge_service_pb2.CritiqueResponseResponse(
+            critique=text.content,
+            principle_ids=[principle.principle_id for principle in principles],
+            provenance=self.writer.provenance(constitution, seed=options.seed),
+            abstention_reason=abstention_code(text.abstention_reason),
+        )
+
+    async def ReviseResponse(  # noqa: N802
+        self, request: judge_service_pb2.ReviseResponseRequest, context: Any
+    ) -> judge_service_pb2.ReviseResponseResponse:
+        candidate, critique = self._reader.written_on(request), self._reader.critique(request)
+        constitution = self._constitution(request)
+        revision = await self.writer.revise(
+            candidate,
+            critique=critique,
+            constitution=constitution,
+            principles=_criticised_by(request, constitution=constitution),
+            seed=request.seed,
+        )
+        return judge_service_pb2.ReviseResponseResponse(
+            revision=revision.text,
+            unchanged=revision.unchanged,
+            provenance=self.writer.provenance(constitution, seed=request.seed),
+            abstention_reason=abstention_code(revision.abstention_reason),
+        )
+
+    async def AuditConstitution(  # noqa: N802
+        self, request: judge_service_pb2.AuditConstitutionRequest, context: Any
+    ) -> judge_service_pb2.AuditConstitutionResponse:
+        pairs, constitution = self._reader.probe_pairs(request), self._constitution(request)
+        written = await self.writer.audit(constitution) if request.written_audit else Text("")
+        labels = []
+        if pairs:
+            options = self._reader.options(judge_service_pb2.JudgeOptions())
+            labels = await self.judge.try_out(pairs, constitution=constitution, options=options)
+        findings = [
+            *audit_constitution(constitution),
+            *audit_votes(constitution, [label.votes for label in labels if label.votes]),
+        ]
+        return judge_service_pb2.AuditConstitutionResponse(
+            findings=[finding_message(finding) for finding in findings],
+            written_audit=written.content,
+            provenance=self.writer.audit_provenance(constitution),
+            written_audit_abstention_reason=abstention_code(written.abstention_reason),
+        )
+
+    async def GetJudge(  # noqa: N802
+        self, request: judge_service_pb2.GetJudgeRequest, context: Any
+    ) -> judge_service_pb2.GetJudgeResponse:
+        return await self.describe()
+
     def _constitution(self, request: _Ruled) -> Constitution:
         inline = request.inline_constitution if request.HasField("inline_constitution") else None
         return self.library.resolve(request.constitution, inline)
@@ -108,6 +177,17 @@ class JudgeServicer(judge_service_pb2_grpc.JudgeServiceServicer):
         return judge_service_pb2.ListConstitutionsResponse(
             constitutions=[constitution_message(constitution) for constitution in page], next_page_token=token
         )
+
+
+def _criticised_by(
+    request: judge_service_pb2.ReviseResponseRequest, *, constitution: Constitution
+) -> tuple[Principle, ...]:
+    check_principle_ids(request.principle_ids, field="principle_ids")
+    try:
+        return constitution.select(request.principle_ids, category=request.category)
+    except InvalidInputError as error:
+        error.field = (error.field or "").removeprefix("options.")
+        raise
 
 
 def _ranking(num_responses: int, pairs: Sequence[RankedPair]) -> judge_service_pb2.RankResponsesResponse:

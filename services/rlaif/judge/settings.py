@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlaif.core.template import TEMPLATE_NAMES
 from rlaif.engine.settings import EngineSettings
@@ -33,8 +34,72 @@ class QueueSettings(SettingsModel):
     """How long a batch waits for other callers when requests are mixed."""
     max_turn_items: int = Field(default=128, ge=1)
     """Most items of one caller that run in one turn: how long a single comparison may wait for a long job."""
+    max_turn_texts: int = Field(default=16, ge=1)
+    """Most prompts of one caller whose texts are written in one turn: rationales, critiques, revisions."""
     max_queue_items: int = Field(default=8192, ge=1)
     """Most items waiting; a caller beyond an equal share of it is then refused with a time to try again."""
+
+
+class ReasoningSettings(SettingsModel):
+    """How a rationale is written before a verdict, for requests that ask for one."""
+
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest rationale, tokens; one that does not end by then is not used."""
+    temperature: float = Field(default=0.7, ge=0, le=10, allow_inf_nan=False)
+    """Temperature of the draw; 0 is greedy, and then all samples are the same."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus of the draw."""
+
+
+class WritingSettings(SettingsModel):
+    """How critiques, revisions and audits are written."""
+
+    max_critique_tokens: int = Field(default=256, ge=1)
+    """Longest critique, tokens; one that does not end by then is an abstention."""
+    max_revision_tokens: int = Field(default=1024, ge=1)
+    """Longest revision, tokens."""
+    max_audit_tokens: int = Field(default=1024, ge=1)
+    """Longest written audit, tokens."""
+    temperature: float = Field(default=0.7, ge=0, le=10, allow_inf_nan=False)
+    """Temperature of the draw, repeatable by the request's seed; 0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus of the draw."""
+    max_exemplars: int = Field(default=4, ge=0)
+    """Most of the constitution's exemplars shown."""
+
+
+class PanelJudgeSettings(ClientSettings):
+    """Another judge service of the panel, and how to reach it; `timeout_seconds` is how long its vote is waited for."""
+
+    name: str = Field(min_length=1, max_length=63, pattern=r"^[a-z0-9][a-z0-9-]*$")
+    """Its name in votes and metrics."""
+
+
+class PanelSettings(SettingsModel):
+    """Judges that vote beside the own model on every comparison."""
+
+    judges: list[PanelJudgeSettings] = Field(min_length=1, max_length=15)
+    """The other judges; one that is not reached or late has no vote."""
+    rule: Literal["mean", "median", "majority"] = "mean"
+    """How probabilities are combined; majority takes the share of judges that prefer the first."""
+    quorum: int | None = Field(default=None, ge=1)
+    """Judges that must vote, and by majority agree, or the panel abstains; null means more than half of them."""
+    max_disagreement: float = Field(default=0.5, ge=0, le=0.5)
+    """Abstain when the standard deviation of the votes' probabilities is above this."""
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> PanelSettings:
+        names = [judge.name for judge in self.judges]
+        if len(set(names)) < len(names):
+            raise ValueError("two judges have the same name")
+        if self.quorum is not None and self.quorum > len(names) + 1:
+            raise ValueError(f"a quorum of {self.quorum} cannot be reached by {len(names) + 1} judges")
+        return self
+
+    @property
+    def votes_needed(self) -> int:
+        """The quorum, filled in."""
+        return self.quorum or (len(self.judges) + 1) // 2 + 1
 
 
 class JudgeSettings(SettingsModel):
@@ -60,6 +125,16 @@ class JudgeSettings(SettingsModel):
     """Abstain when the verdict labels together hold less probability, unless a request sets its own."""
     abstain_on_injection: bool = False
     """Abstain on responses that address the judge, instead of flagging them only."""
+    null_response_conversations: int = Field(default=8, ge=2)
+    """Flag a response as null once it has answered so many different conversations."""
+    calibrations: tuple[Path, ...] = ()
+    """Files of fitted calibrations; one fitted on another model, template or constitution stops the start."""
+    panel: PanelSettings | None = None
+    """Other judges that vote on every comparison; null for the own model alone."""
+    reasoning: ReasoningSettings = ReasoningSettings()
+    """Rationales before verdicts."""
+    writing: WritingSettings = WritingSettings()
+    """Critiques, revisions and audits."""
     mix_requests: bool = False
     """Join the requests of several callers into one engine batch: faster, but floats then vary in their last bits."""
     queue: QueueSettings = QueueSettings()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rlaif.core.canonical import canonical_json, digest, sha256_hex
 from rlaif.core.constitution import Constitution, Principle
 from rlaif.core.conversation import Conversation, to_json
 from rlaif.core.errors import InvalidInputError
+from rlaif.judge.generation import Decoding
 
 _SCHEMA = 1
 """Raise it when the meaning of a recorded label changes, so that old labels no longer answer new requests."""
@@ -45,6 +46,14 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Reasoning:
+    """How rationales are drawn before a verdict: so many of each principle and order, averaged."""
+
+    num_samples: int
+    decoding: Decoding
+
+
+@dataclass(frozen=True)
 class JudgingOptions:
     """How to judge, with the server's defaults filled in."""
 
@@ -55,6 +64,7 @@ class JudgingOptions:
     abstain_on_injection: bool = False
     keep_texts: bool = False
     ignore_recorded: bool = False
+    reasoning: Reasoning | None = None
 
 
 @dataclass(frozen=True)
@@ -71,12 +81,21 @@ class Task:
 
 @dataclass(frozen=True)
 class JudgeFingerprint:
-    """What of the judge itself decides a label. An empty model digest makes every label its own."""
+    """What of the judge itself decides a label.
+
+    `panel` holds the rule, then a digest for each other judge. An empty digest, of the model or of such a judge, makes
+    every label its own.
+    """
 
     model_digest: str
     template_sha256: str
     calibration: str = ""
     panel: tuple[str, ...] = ()
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether all weights that decide are known, so that equal requests have equal labels."""
+        return bool(self.model_digest) and all(self.panel)
 
 
 def make_tasks(
@@ -88,14 +107,9 @@ def make_tasks(
 ) -> list[Task]:
     """One task a candidate; a task does not depend on its neighbours, so a batch decides as single calls do."""
     chosen = constitution.select(options.principle_ids)
-    if options.num_sampled_principles > len(chosen):
-        raise InvalidInputError(
-            f"{options.num_sampled_principles} principles cannot be drawn from {len(chosen)}",
-            field="options.num_sampled_principles",
-        )
     sampled = 0 < options.num_sampled_principles < len(chosen)
-    repeatable = bool(fingerprint.model_digest) and not options.ignore_recorded
-    seed = options.seed if sampled else 0
+    repeatable = fingerprint.repeatable and not options.ignore_recorded
+    seed = options.seed if sampled or options.reasoning is not None else 0
     common = {
         "schema": _SCHEMA,
         "judge": fingerprint.model_digest,
@@ -106,19 +120,17 @@ def make_tasks(
         "seed": seed,
         "min_verdict_mass": options.min_verdict_mass,
         "abstain_on_injection": options.abstain_on_injection,
-        "reasoning": False,
+        "reasoning": False if options.reasoning is None else asdict(options.reasoning),
         "nonce": "" if repeatable else uuid.uuid4().hex,
     }
     tasks = []
-    for candidate in candidates:
-        principles = chosen
-        if sampled or candidate.category:
-            principles = constitution.select(
-                options.principle_ids,
-                num_sampled=options.num_sampled_principles,
-                seed=_draw_seed(options.seed, constitution, candidate) if sampled else 0,
-                category=candidate.category,
-            )
+    for index, candidate in enumerate(candidates):
+        try:
+            principles = draw_principles(candidate, constitution=constitution, options=options)
+        except InvalidInputError as error:
+            if error.field == "category" and len(candidates) > 1:
+                error.field = f"{'pairs' if candidate.form == 'compare' else 'responses'}[{index}].category"
+            raise
         request: dict[str, Any] = {
             **common,
             "principles": [principle.principle_id for principle in principles],
@@ -136,6 +148,27 @@ def make_tasks(
             )
         )
     return tasks
+
+
+def draw_principles(
+    candidate: Candidate, *, constitution: Constitution, options: JudgingOptions
+) -> tuple[Principle, ...]:
+    """The principles that decide on a candidate: those asked for that apply to it, and of them the sample."""
+    available = constitution.select(options.principle_ids)
+    num_sampled = options.num_sampled_principles
+    if num_sampled > len(available):
+        raise InvalidInputError(
+            f"{num_sampled} principles cannot be drawn from {len(available)}", field="options.num_sampled_principles"
+        )
+    sampled = 0 < num_sampled < len(available)
+    if not sampled and not candidate.category:
+        return available
+    return constitution.select(
+        options.principle_ids,
+        num_sampled=num_sampled,
+        seed=_draw_seed(options.seed, constitution, candidate) if sampled else 0,
+        category=candidate.category,
+    )
 
 
 def _draw_seed(seed: int, constitution: Constitution, candidate: Candidate) -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from rlaif.core.audit import Finding
 from rlaif.core.constitution import Constitution, Principle
 from rlaif.core.conversation import Message, Role
-from rlaif.core.preference import AbstentionReason, PairLabel, Preference, PrincipleVote
+from rlaif.core.preference import AbstentionReason, JudgeVote, Preference, PrincipleVote
 from rlaif.core.reward import PrincipleScore, ResponseScore
 from rlaif.core.template import JudgeTemplate
 from rlaif.engine.protocol import Engine
-from rlaif.judge.labelling import Judgement
+from rlaif.judge.screening import Screening
+from rlaif.judge.settling import SettledPair
 from rlaif.judge.tasks import Task
 from rlaif.runtime.revision import service_revision
 from rlaif.runtime.telemetry import current_trace_id
@@ -24,22 +26,27 @@ _ROLES: dict[Role, conversation_pb2.Role.ValueType] = {
 
 
 class ProvenanceMaker:
-    """Says how each label of one judge is made."""
+    """Says how each value of one judge is made."""
 
     def __init__(self, engine: Engine, *, template: JudgeTemplate) -> None:
         self._engine = engine
-        self._template_sha256 = template.sha256
+        self._template = template
 
     def __call__(self, task: Task) -> provenance_pb2.Provenance:
         """Provenance of a label being made now, in the call being served."""
-        identity, constitution = self._engine.identity, task.constitution
+        template_sha256 = self._template.reasoning_sha256 if task.options.reasoning else self._template.sha256
+        return self.of(task.constitution, template_sha256=template_sha256, seed=task.seed)
+
+    def of(self, constitution: Constitution, *, template_sha256: str, seed: int) -> provenance_pb2.Provenance:
+        """Provenance of a value being made now under a constitution."""
+        identity = self._engine.identity
         provenance = provenance_pb2.Provenance(
             model=provenance_pb2.ModelRef(uri=identity.uri, digest=identity.digest, version=identity.version),
             constitution=provenance_pb2.ConstitutionRef(
                 constitution=constitution.name, sha256=constitution.sha256, version=constitution.version
             ),
-            template_sha256=self._template_sha256,
-            seed=task.seed,
+            template_sha256=template_sha256,
+            seed=seed,
             service_revision=service_revision(),
             trace_id=current_trace_id(),
         )
@@ -48,21 +55,30 @@ class ProvenanceMaker:
 
 
 def label_message(
-    task: Task, judgement: Judgement, *, provenance: provenance_pb2.Provenance
+    task: Task,
+    decision: SettledPair | ResponseScore,
+    *,
+    screening: Screening,
+    provenance: provenance_pb2.Provenance,
+    rationale: str = "",
 ) -> ledger_service_pb2.Label:
-    """The label as the ledger keeps it: texts only where the caller asked for them, digests always."""
+    """The label as it is recorded and answered: texts only where the caller asked for them, digests always."""
     label = ledger_service_pb2.Label(
         name=label_name(task),
         request_sha256=task.request_sha256,
         source=ledger_service_pb2.LABEL_SOURCE_AI,
         subject=_subject(task),
     )
-    if isinstance(judgement.decision, PairLabel):
-        label.verdict.CopyFrom(_verdict(judgement.decision, provenance=provenance))
-        label.verdict.injection_suspected = judgement.injection_suspected
+    if isinstance(decision, SettledPair):
+        label.verdict.CopyFrom(_verdict(decision, provenance=provenance))
+        label.verdict.rationale = rationale
+        label.verdict.injection_suspected = screening.injection_suspected
+        label.verdict.null_response_suspected = screening.null_response_suspected
+        label.verdict.responses_nearly_identical = screening.responses_nearly_identical
     else:
-        label.score.CopyFrom(_score(judgement.decision, provenance=provenance))
-        label.score.injection_suspected = judgement.injection_suspected
+        label.score.CopyFrom(_score(decision, provenance=provenance))
+        label.score.injection_suspected = screening.injection_suspected
+        label.score.null_response_suspected = screening.null_response_suspected
     return label
 
 
@@ -104,6 +120,16 @@ def abstention_code(reason: AbstentionReason | None) -> judge_service_pb2.Absten
     return judge_service_pb2.AbstentionReason.Value(f"ABSTENTION_REASON_{reason.name}")
 
 
+def finding_message(finding: Finding) -> judge_service_pb2.AuditFinding:
+    """A finding of an audit."""
+    return judge_service_pb2.AuditFinding(
+        kind=judge_service_pb2.AuditFindingKind.Value(f"AUDIT_FINDING_KIND_{finding.kind.name}"),
+        principle_ids=finding.principle_ids,
+        description=finding.description,
+        suggestion=finding.suggestion,
+    )
+
+
 def preference_code(preference: Preference) -> judge_service_pb2.Preference.ValueType:
     """Enum value of a preference."""
     return judge_service_pb2.Preference.Value(f"PREFERENCE_{preference.name}")
@@ -126,21 +152,27 @@ def _turn(message: Message) -> conversation_pb2.Message:
     return conversation_pb2.Message(role=_ROLES[message.role], content=message.content)
 
 
-def _verdict(label: PairLabel, *, provenance: provenance_pb2.Provenance) -> judge_service_pb2.Verdict:
-    reason = abstention_code(label.abstention_reason)
+def _verdict(pair: SettledPair, *, provenance: provenance_pb2.Provenance) -> judge_service_pb2.Verdict:
     return judge_service_pb2.Verdict(
-        preference=preference_code(label.preference),
-        probability_first=label.probability_first,
-        raw_probability_first=label.probability_first,
-        order_consistent=label.order_consistent,
-        principle_votes=[_principle_vote(vote) for vote in label.votes],
-        judge_votes=[
-            judge_service_pb2.JudgeVote(
-                model=provenance.model, probability_first=label.probability_first or 0.0, abstention_reason=reason
-            )
-        ],
-        abstention_reason=reason,
+        preference=preference_code(pair.preference),
+        probability_first=pair.probability_first,
+        raw_probability_first=pair.raw_probability_first,
+        order_consistent=pair.order_consistent,
+        principle_votes=[_principle_vote(vote) for vote in pair.principle_votes],
+        judge_votes=[_judge_vote(vote) for vote in pair.judge_votes],
+        panel_disagreement=pair.panel_disagreement,
+        abstention_reason=abstention_code(pair.abstention_reason),
+        calibration=pair.calibration,
         provenance=provenance,
+    )
+
+
+def _judge_vote(vote: JudgeVote) -> judge_service_pb2.JudgeVote:
+    return judge_service_pb2.JudgeVote(
+        judge=vote.judge,
+        model=provenance_pb2.ModelRef(uri=vote.model_uri, digest=vote.model_digest, version=vote.model_version),
+        probability_first=vote.probability_first or 0.0,
+        abstention_reason=abstention_code(vote.abstention_reason),
     )
 
 

@@ -17,6 +17,7 @@ from rlaif.core.errors import DeadlineError, RlaifError, UnauthenticatedError, U
 from rlaif.runtime import status
 from rlaif.runtime.context import CallContext, call_from_traceparent, enter_call
 from rlaif.runtime.logging import EventLogger
+from rlaif.runtime.malformed import Malformed, tolerant
 from rlaif.runtime.telemetry import request_metrics
 
 _log = EventLogger(__name__)
@@ -72,6 +73,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             "response_serializer": handler.response_serializer,
         }
         name = method.removeprefix("/").rpartition(".")[2]
+        if handler.request_deserializer is not None and not handler.request_streaming:
+            codecs["request_deserializer"] = tolerant(handler.request_deserializer)
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(self._around(name, handler.unary_unary), **codecs)
         if handler.unary_stream:
@@ -91,6 +94,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             call = _enter(context)
             try:
                 self._check(context, call)
+                if isinstance(request, Malformed):
+                    raise request.error
                 return await self._within_deadline(behavior, request, context, call)
             except asyncio.CancelledError:
                 expired = call.deadline is not None and call.deadline <= time.monotonic()
