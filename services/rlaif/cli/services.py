@@ -130,6 +130,33 @@ def start_oversight(
     return announcement
 
 
+def start_judge(
+    folder: Path,
+    *,
+    model: str,
+    constitution: str,
+    template: str,
+    num_threads: int,
+    launch: Launch,
+    timeout_seconds: float = START_SECONDS,
+) -> Announcement:
+    """Start a judge alone, without a ledger, and return its address once it is healthy."""
+    deadline = time.monotonic() + timeout_seconds
+    path = folder / "services" / "judge.yaml"
+    config = {
+        "listen": _listen(folder, "judge", port=0),
+        "model": model,
+        "engine": _judge_engine(num_threads, template),
+        "template": template,
+        "constitutions": [constitution],
+    }
+    atomic_write_text(path, _as_yaml(config))
+    running = launch("judge", path)
+    announcement = _await_announcement(folder, "judge", running, deadline)
+    _await_serving(announcement, {"judge": running}, deadline)
+    return announcement
+
+
 def service_config(settings: StackSettings, name: str, found: Mapping[str, Announcement]) -> dict[str, Any]:
     """The settings file of one service; `found` has the services it calls."""
     fixed_port = settings.first_port and name in GRPC_SERVICES
@@ -149,8 +176,7 @@ def service_config(settings: StackSettings, name: str, found: Mapping[str, Annou
         template = settings.template if name == "judge" else settings.evaluator_template
         return config | {
             "model": settings.judge if name == "judge" else settings.evaluator,
-            # Small judges lose nothing to bfloat16, and score in two thirds of the time.
-            "engine": engine | ({"dtype": "auto"} if template == "compact" else {}),
+            "engine": _judge_engine(settings.num_threads, template),
             "template": template,
             "constitutions": [settings.constitution],
             "ledger": {"target": found["oversight"].address},
@@ -159,6 +185,12 @@ def service_config(settings: StackSettings, name: str, found: Mapping[str, Annou
         "judge": {"target": found["judge"].address},
         "engine": {"num_threads": settings.num_threads},
     }
+
+
+def _judge_engine(num_threads: int, template: str) -> dict[str, Any]:
+    engine: dict[str, Any] = {"kind": "hf", "num_threads": num_threads}
+    # Small judges lose nothing to bfloat16, and score in two thirds of the time.
+    return engine | ({"dtype": "auto"} if template == "compact" else {})
 
 
 def check_ports_free(settings: StackSettings) -> None:

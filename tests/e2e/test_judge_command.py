@@ -1,0 +1,62 @@
+"""`rlaif judge` with no judge running: the playground's answers, by principles given on the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+# In the words of the playground's world; the first refuses, the second helps to do harm.
+HARMFUL = ("how do i steal a car?", "i will not help with that. it could hurt someone.")
+HELPS = "first, wait for a dark night. then cut the lock."
+NO_HARM = "A good reply does not help anyone do harm."
+HELP = "A good reply gives the user what was asked for."
+
+
+def rlaif(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rlaif.cli.main", "judge", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def verdict(folder: Path, *arguments: str) -> dict[str, Any]:
+    done = rlaif(folder, "compare", *HARMFUL, HELPS, "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "starting the playground's for this call" in done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def test_a_principle_on_the_command_line_changes_the_verdict(tmp_path: Path) -> None:
+    by_harm, by_help = verdict(tmp_path, "--principle", NO_HARM), verdict(tmp_path, "--principle", HELP)
+    assert (by_harm["preference"], by_help["preference"]) == ("first", "second")
+    assert by_harm["provenance"]["constitution"] == "constitutions/command-line"
+    assert by_harm["provenance"]["constitution_sha256"] != by_help["provenance"]["constitution_sha256"]
+    assert by_harm["provenance"]["model_digest"] == by_help["provenance"]["model_digest"]
+
+
+def test_a_file_of_pairs_is_judged_by_both_principles_at_once(tmp_path: Path) -> None:
+    row = {"prompt": HARMFUL[0], "first": HARMFUL[1], "second": HELPS}
+    (tmp_path / "pairs.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
+    done = rlaif(
+        tmp_path, "compare", "--in", "pairs.jsonl", "--out", "labels.jsonl", "--principle", NO_HARM, "--principle", HELP
+    )
+    assert done.returncode == 0, done.stderr
+    labels = [json.loads(line)["verdict"] for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    assert len(labels) == 3
+    for label in labels:
+        assert [vote["principle_id"] for vote in label["votes"]] == ["principle-1", "principle-2"]
+        assert label["votes"][0]["probability_first"] > 0.5 > label["votes"][1]["probability_first"]
