@@ -4,8 +4,12 @@ import pytest
 
 from rlaif.core.preference import (
     AbstentionReason,
+    JudgeVote,
     OrderVote,
     Preference,
+    average_samples,
+    clamp_reasoned,
+    combine_judges,
     combine_orders,
     combine_principles,
     order_vote,
@@ -72,3 +76,67 @@ def test_a_label_needs_more_than_half_the_weight():
     silent = vote("b", weight=1.0, mass=0.1)
     assert combine_principles([vote("a", weight=1.0), silent]).preference is Preference.ABSTAIN
     assert combine_principles([vote("a", weight=1.1), silent]).preference is Preference.FIRST
+
+
+def judge(probability: float | None, *, reason: AbstentionReason | None = None) -> JudgeVote:
+    if probability is None:
+        return JudgeVote("", "", "", abstention_reason=reason or AbstentionReason.TIMED_OUT)
+    return JudgeVote("", "", "", 0, probability, probability, probability, probability)
+
+
+@pytest.mark.parametrize(
+    ("rule", "probabilities", "decided"),
+    [
+        ("mean", (0.9, 0.6, 0.3), 0.6),
+        ("mean", (0.9, 0.9, 0.3), 0.7),
+        ("median", (0.9, 0.9, 0.3), 0.9),
+        ("median", (0.9, 0.3), 0.6),
+        ("majority", (0.51, 0.9, 0.3), 2 / 3),
+        ("majority", (0.9, 0.9, 0.9), 1.0),
+        # A tie counts half for each side.
+        ("majority", (0.9, 0.9, 0.5), 5 / 6),
+    ],
+)
+def test_a_panel_combines_by_its_rule(rule, probabilities, decided):
+    decision = combine_judges([judge(p) for p in probabilities], rule=rule, quorum=2)
+    assert decision.probability_first == pytest.approx(decided)
+    assert decision.abstention_reason is None
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "rule", "quorum", "max_disagreement"),
+    [
+        ((0.9, None, None), "mean", 2, 0.5),
+        ((None, None), "mean", 1, 0.5),
+        # Two of four agree where three must.
+        ((0.9, 0.9, 0.1, 0.1), "majority", 3, 0.5),
+        # Standard deviation 0.4.
+        ((0.9, 0.1), "mean", 1, 0.39),
+    ],
+)
+def test_a_panel_short_of_its_quorum_abstains(probabilities, rule, quorum, max_disagreement):
+    votes = [judge(p) for p in probabilities]
+    decision = combine_judges(votes, rule=rule, quorum=quorum, max_disagreement=max_disagreement)
+    assert decision.probability_first is None
+    assert decision.raw_probability_first is None
+    assert decision.abstention_reason is AbstentionReason.PANEL_SPLIT
+
+
+def test_disagreement_is_the_standard_deviation_of_those_who_voted():
+    decision = combine_judges([judge(0.9), judge(0.1), judge(None)], rule="mean", quorum=2)
+    assert decision.disagreement == pytest.approx(0.4)
+    assert combine_judges([judge(1.0), judge(0.0)], rule="mean", quorum=1).disagreement == pytest.approx(0.5)
+
+
+def test_a_panel_follows_the_order_when_its_judges_do():
+    follows = JudgeVote("", "", "", 0, 0.5, 0.5, 0.9, 0.1)
+    assert not combine_judges([follows, judge(0.5)], rule="mean", quorum=1).order_consistent
+    assert combine_judges([follows, judge(0.99)], rule="mean", quorum=1).order_consistent
+
+
+def test_reasoned_probabilities_are_clamped():
+    assert [clamp_reasoned(p) for p in (0.0, 0.45, 0.6, 0.99)] == [0.4, 0.45, 0.6, 0.6]
+
+
+def test_samples_are_averaged_and_hold_the_least_mass():
+    assert average_samples([OrderVote(0.9, 0.8), OrderVote(0.6, 0.5)]) == OrderVote(0.75, 0.5)

@@ -256,11 +256,11 @@ STANDARD = JudgeTemplate(
         "the marked rules tags " + _MATERIAL + "<rules-{rules_mark}>\n{rules}\n</rules-{rules_mark}>\n\n"
     ),
     audit_question=(
-        "Audit these rules as a rubric. Go through: wording that two readers would apply differently; criteria that are "
-        "missing; rules that conflict, and on which kind of conversation; wording that favours a group, a length or a "
-        "style; cases the rules leave open; how people should check the labels made by them. For each finding name the "
-        "rule by its id, give an example and say what to change. Leave out what you find nothing on. Use at most 400 "
-        "words."
+        "Audit these rules as a rubric. Go through: wording that two readers would apply differently; criteria that "
+        "are missing; rules that conflict, and on which kind of conversation; wording that favours a group, a length "
+        "or a style; cases the rules leave open; how people should check the labels made by them. For each finding "
+        "name the rule by its id, give an example and say what to change. Leave out what you find nothing on. Use at "
+        "most 400 words."
     ),
 )
 """For instruction-tuned models."""
