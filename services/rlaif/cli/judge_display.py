@@ -119,7 +119,8 @@ def rewrite_page(critique: str, revision: Revision | None, abstention_reason: st
     if critique:
         parts += [Text("critique", "bold"), Padding(Text(critique), (0, 0, 1, 2))]
     if revision is None or abstention_reason:
-        return Group(*parts, Text("no rewrite", "bold red").append_text(_because(abstention_reason)))
+        missing = "no rewrite" if critique else "no critique to answer"
+        return Group(*parts, Text(missing, "bold red").append_text(_because(abstention_reason)))
     title = "unchanged" if revision.unchanged else "rewritten"
     parts += [Text(title, "bold yellow" if revision.unchanged else "bold green")]
     return Group(*parts, Padding(Text(revision.text), (0, 0, 1, 2)), *_sources(revision.provenance))
