@@ -96,10 +96,12 @@ class RewardModelSettings(SettingsModel):
     """Members of the ensemble; they differ by seed."""
     epochs: Count = 4
     """Passes over the labels."""
-    learning_rate: PositiveFloat = 5e-4
+    learning_rate: PositiveFloat = 1e-3
     """Peak learning rate of AdamW."""
     batch_size: Count = 48
     """Pairs in one optimiser step."""
+    principle_loss_weight: Annotated[float, Field(ge=0.0)] = 2.0
+    """Weight of predicting each principle's own vote beside the combined label, which teaches small trunks why."""
 
 
 class RlSettings(SettingsModel):
@@ -273,8 +275,13 @@ class RunSettings(SettingsModel):
         return f"policies/run-{digest([shaping, [sha256_hex(path.read_bytes()) for path in files]])[:12]}"
 
 
-_ROUTE_DEFAULTS: Final[dict[str, Any]] = {"model": {"rl": {"steps": 36, "kl_beta": 0.2}}}
-"""Playground sizes where they depend on the reward: a small reward model is fooled sooner than the judge."""
+_ROUTE_DEFAULTS: Final[dict[str, Any]] = {
+    "model": {
+        "sampling": {"num_prompts": 400, "pairs_per_prompt": 5},
+        "rl": {"steps": 30, "kl_beta": 0.3, "learning_rate": 3e-4},
+    }
+}
+"""Playground sizes where they depend on the reward: a small reward model needs more labels, and is fooled sooner."""
 
 _MODEL_DEFAULTS: Final[dict[str, Any]] = {
     "constitution": "helpful-harmless",
@@ -287,7 +294,7 @@ _MODEL_DEFAULTS: Final[dict[str, Any]] = {
         "prompts_per_request": 8,
     },
     "judging": {"pairs_per_request": 16},
-    "reward_model": {"epochs": 1, "learning_rate": 1e-5, "batch_size": 32},
+    "reward_model": {"epochs": 1, "learning_rate": 1e-5, "batch_size": 32, "principle_loss_weight": 0.0},
     "rl": {
         "steps": 200,
         "prompts_per_step": 16,

@@ -77,11 +77,31 @@ def test_a_reward_model_learns_what_the_judge_prefers(trained: Path) -> None:
 
 
 def test_the_service_gives_the_rewards_that_training_had(trained: Path, labels: Path) -> None:
+    assert_served_as_trained(trained / "model", labels)
+
+
+def test_what_principles_taught_leaves_a_plain_reward_model(tmp_path: Path, model_folder: Path, labels: Path) -> None:
+    rows = [json.loads(line) for line in labels.read_text().splitlines()]
+    for row in rows:
+        votes = {"good": row["probability_first"], "shy": None}
+        row["votes"] = [
+            {"principle_id": name, "probability_first": vote, "weight": 1.0} for name, vote in votes.items()
+        ]
+    voted = write_lines(tmp_path / "labels.jsonl", rows)
+    out = tmp_path / "out"
+    reward.run(reward_settings(out, model=model_folder, labels=voted, principle_loss_weight=2.0))
+    assert record_of(out)["results"]["accuracy"] == 1.0
+    assert load_file(out / "model" / "model.safetensors")["score.weight"].shape[0] == 1
+    assert "LABEL_1" not in (out / "model" / "config.json").read_text()
+    assert_served_as_trained(out / "model", labels)
+
+
+def assert_served_as_trained(model: Path, labels: Path) -> None:
     rows = [json.loads(line) for line in labels.read_text().splitlines()][:12]
 
     async def score() -> list[float]:
         engine = RewardModelEngine(RewardModelOptions(), num_threads=1)
-        ensemble = await engine.load([ModelIdentity(uri=str(trained / "model"), digest="")])
+        ensemble = await engine.load([ModelIdentity(uri=str(model), digest="")])
         inputs = [((Message(**row["messages"][0]),), row[side]) for row in rows for side in ("first", "second")]
         estimates = await engine.score(ensemble, inputs)
         engine.close()

@@ -126,6 +126,29 @@ def test_the_soft_label_is_the_minimum_of_bradley_terry() -> None:
     assert delta.grad.item() == pytest.approx(0.0, abs=1e-12)
 
 
+def test_each_principle_counts_where_it_voted() -> None:
+    # Pair 1: Δ = 1 with 0.8: 0.5132617 (above); Δ = 0: ln 2. Pair 2, of weight 3: Δ = 0: ln 2; no vote.
+    values_first_PK = torch.tensor([[1.5, 2.0], [1.0, 9.0]], dtype=torch.float64).requires_grad_()
+    loss = losses.principle_loss(
+        values_first_PK,
+        values_second_PK=torch.tensor([[0.5, 2.0], [1.0, 0.0]], dtype=torch.float64),
+        votes_PK=torch.tensor([[0.8, 0.3], [1.0, math.nan]], dtype=torch.float64),
+        weights_P=tensor(1.0, 3.0),
+    )
+    assert loss.item() == pytest.approx((0.5132617 + LOG_2 + 3 * LOG_2) / 5, abs=1e-6)
+    loss.backward()
+    assert values_first_PK.grad is not None
+    assert values_first_PK.grad[1, 1].item() == 0.0
+
+
+def test_without_any_vote_there_is_nothing_to_learn_from_principles() -> None:
+    zeros_PK = torch.zeros(1, 2)
+    loss = losses.principle_loss(
+        zeros_PK, values_second_PK=zeros_PK, votes_PK=torch.full((1, 2), math.nan), weights_P=torch.ones(1)
+    )
+    assert loss.item() == 0.0
+
+
 def dpo(probability: float) -> float:
     return losses.dpo_loss(
         tensor(-10.0),

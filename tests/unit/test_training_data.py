@@ -28,6 +28,10 @@ def test_abstentions_and_weightless_labels_are_counted_and_left_out(tmp_path: Pa
         ({"probability_first": True}, "line 2: probability_first is True, not in [0, 1]"),
         ({"weight": -1}, "line 2: weight is -1, not a number from 0 up"),
         ({"weight": float("inf")}, "line 2: weight is inf, not a number from 0 up"),
+        (
+            {"votes": [{"principle_id": "brief", "probability_first": 2}]},
+            "line 2: votes holds {'principle_id': 'brief', 'probability_first': 2}, not a principle's probability",
+        ),
         ({"first": None}, "line 2: first must be text"),
         ({"messages": []}, "line 2: messages: a conversation needs at least one user turn"),
         ({"messages": "hi"}, "line 2: messages must be a list of turns"),
@@ -38,6 +42,17 @@ def test_a_wrong_label_is_named_by_its_line(changes: dict[str, object], sentence
     with pytest.raises(InvalidInputError) as caught:
         data.read_labels(path)
     assert str(caught.value) == f"{path}, {sentence}"
+
+
+def test_a_principle_that_abstained_has_no_vote(tmp_path: Path) -> None:
+    votes = [
+        {"principle_id": "polite", "probability_first": 0.7, "weight": 1.0},
+        {"principle_id": "brief", "probability_first": None, "weight": 1.0},
+    ]
+    rows = [label(0), label(1, votes=votes)]
+    labels = data.read_labels(write_lines(tmp_path / "labels.jsonl", rows))
+    assert [dict(pair.votes) for pair in labels.pairs] == [{}, {"polite": 0.7}]
+    assert labels.principles == ("polite",)
 
 
 @pytest.mark.parametrize(

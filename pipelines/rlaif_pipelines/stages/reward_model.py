@@ -37,6 +37,7 @@ def reward_model(context: RunContext, *, round_number: int = 1) -> StageResult:
             "num_members": sizes.num_members,
             "num_epochs": sizes.epochs,
             "batch_pairs": sizes.batch_size,
+            "principle_loss_weight": sizes.principle_loss_weight,
             "optimizer": {"learning_rate": sizes.learning_rate, "warmup_steps": 10, "schedule": "linear"},
             "engine": context.settings.engine.model_dump(),
             "metrics_path": context.metrics_path(round_number=round_number),

@@ -98,6 +98,8 @@ class RewardTraining(TrainingSettings):
     """Passes over the labels."""
     batch_pairs: int = Field(default=48, ge=1)
     """Pairs of one optimiser step."""
+    principle_loss_weight: NonNegative = 0.0
+    """Weight of predicting each principle's own vote too, by side heads that are thrown away; 0 leaves them out."""
     centring: NonNegative = 0.002
     """Weight of (r1 + r2)², which keeps rewards around zero."""
     held_out_fraction: Fraction = 0.1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ class LabelledPair:
     second: str
     probability_first: float
     weight: float
+    votes: Mapping[str, float]
+    """P(first preferred) by each principle that voted."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Labels:
     pairs: tuple[LabelledPair, ...]
     num_abstained: int
     num_weightless: int
+
+    @property
+    def principles(self) -> tuple[str, ...]:
+        """Ids of all principles that voted on any pair, in order of appearance."""
+        return tuple(dict.fromkeys(name for pair in self.pairs for name in pair.votes))
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ def read_labels(path: Path) -> Labels:
         if probability is None:
             num_abstained += 1
             continue
-        if not _is_number(probability) or not 0.0 <= probability <= 1.0:
+        if not _is_probability(probability):
             raise InvalidInputError(f"{place}: probability_first is {probability!r}, not in [0, 1]", field="labels")
         if not _is_number(weight) or not 0.0 <= weight < float("inf"):
             raise InvalidInputError(f"{place}: weight is {weight!r}, not a number from 0 up", field="labels")
@@ -78,6 +85,7 @@ def read_labels(path: Path) -> Labels:
                 second=_text(line, "second", place=place),
                 probability_first=float(probability),
                 weight=float(weight),
+                votes=_votes(line, place=place),
             )
         )
     if not pairs:
@@ -88,6 +96,18 @@ def read_labels(path: Path) -> Labels:
             field="labels",
         )
     return Labels(pairs=tuple(pairs), num_abstained=num_abstained, num_weightless=num_weightless)
+
+
+def _votes(line: Mapping[str, Any], *, place: str) -> dict[str, float]:
+    votes: dict[str, float] = {}
+    for vote in line.get("votes") or ():
+        name = vote.get("principle_id") if isinstance(vote, Mapping) else None
+        probability = vote.get("probability_first") if name else None
+        if not isinstance(name, str) or not (probability is None or _is_probability(probability)):
+            raise InvalidInputError(f"{place}: votes holds {vote!r}, not a principle's probability", field="labels")
+        if probability is not None:
+            votes[name] = float(probability)
+    return votes
 
 
 def read_prompts(path: Path) -> tuple[TrainingPrompt, ...]:
@@ -241,6 +261,10 @@ def _conversation(line: dict[str, Any], *, place: str) -> Conversation:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_probability(value: Any) -> bool:
+    return _is_number(value) and 0.0 <= value <= 1.0
 
 
 def _share(seed: int, text: str) -> float:

@@ -48,6 +48,18 @@ def soft_bradley_terry_loss(
     return _weighted_mean(loss_P, weights_P)
 
 
+def principle_loss(values_first_PK: Tensor, *, values_second_PK: Tensor, votes_PK: Tensor, weights_P: Tensor) -> Tensor:
+    """Soft Bradley–Terry of each principle's own vote, as a weighted mean over the votes there are (NaN: none).
+
+    One objective a principle, as in Wang et al. 2024 (ArmoRM, 2406.12845), here only to teach the trunk: a combined
+    label is close to one half wherever principles disagree, and says little about why. 0 where nothing voted.
+    """
+    voted_PK = torch.isfinite(votes_PK)
+    loss_PK = _soft_log_loss(values_first_PK - values_second_PK, torch.where(voted_PK, votes_PK, 0.5))
+    weights_PK = weights_P[:, None] * voted_PK
+    return (loss_PK * weights_PK).sum() / weights_PK.sum().clamp(min=torch.finfo(weights_PK.dtype).tiny)
+
+
 def dpo_loss(
     logprobs_first_P: Tensor,
     *,

@@ -1,6 +1,6 @@
 """Models as folders: loaded from safetensors alone, saved with what made them.
 
-Shape legend: B sequences; T tokens; N completion tokens, flat, padding left out; D hidden width; V vocabulary.
+Shape legend: B sequences; T tokens; N completion tokens, flat, padding left out; H heads; D hidden width; V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rlaif_pipelines.training.losses import token_logprobs
 Precision = Literal["float32", "bfloat16_autocast", "bfloat16"]
 
 _UNLIMITED = 1_000_000
+_HEAD = "score"
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError)
 
 
@@ -74,11 +75,18 @@ def load_policy(base: Base, *, precision: Precision, attention: str) -> Any:
     return _load(transformers.AutoModelForCausalLM, base, precision=precision, attention=attention)
 
 
-def new_reward_model(base: Base, *, seed: int, precision: Precision, attention: str) -> Any:
-    """The base's trunk with a fresh scalar head, decided by the seed, on each sequence's last token."""
+def new_reward_model(base: Base, *, seed: int, precision: Precision, attention: str, num_side_heads: int = 0) -> Any:
+    """The base's trunk with a fresh scalar head, decided by the seed, on each sequence's last token.
+
+    Side heads stand behind the reward's; `save_reward_model` leaves them out.
+    """
     torch.manual_seed(seed)
     model = _load(
-        transformers.AutoModelForSequenceClassification, base, precision=precision, attention=attention, num_labels=1
+        transformers.AutoModelForSequenceClassification,
+        base,
+        precision=precision,
+        attention=attention,
+        num_labels=1 + num_side_heads,
     )
     model.config.pad_token_id = base.pad_id
     return model
@@ -115,7 +123,7 @@ class PolicyLogprobs(torch.nn.Module):
 
 
 class RewardScores(torch.nn.Module):
-    """A reward model's value of every sequence."""
+    """What a reward model says of every sequence: its reward, then what its side heads say."""
 
     def __init__(self, model: Any, *, autocast: bool = False) -> None:
         super().__init__()
@@ -123,10 +131,20 @@ class RewardScores(torch.nn.Module):
         self._autocast = autocast
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """rewards_B, fp32."""
+        """values_BH, fp32; the reward is the first of the H heads."""
         with torch.autocast(ids_BT.device.type, dtype=torch.bfloat16, enabled=self._autocast):
-            rewards_B1: Tensor = self.model(input_ids=ids_BT, attention_mask=mask_BT.long(), use_cache=False).logits
-        return rewards_B1[:, 0].float()
+            values_BH: Tensor = self.model(input_ids=ids_BT, attention_mask=mask_BT.long(), use_cache=False).logits
+        return values_BH.float()
+
+
+def save_reward_model(
+    model: Any, folder: Path, *, base: Base, card: str, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Writes a reward model with its reward's head alone, as any other sequence classifier with one label."""
+    weights = dict(state if state is not None else model.state_dict())
+    model.config.num_labels = 1
+    heads = {name: tensor[:1].contiguous() for name, tensor in weights.items() if name.startswith(_HEAD)}
+    save_model(model, folder, base=base, card=card, state={**weights, **heads})
 
 
 def save_model(model: Any, folder: Path, *, base: Base, card: str, state: Mapping[str, Tensor] | None = None) -> None:
@@ -159,7 +177,7 @@ def _load(model_class: Any, base: Base, *, precision: Precision, attention: str,
         raise InvalidInputError(f"{base.folder}: the model cannot be loaded: {_line(error)}", field="policy") from error
     lacking = [*report["missing_keys"], *report["mismatched_keys"]]
     # A new head is not among the base's weights.
-    missing = sorted(name for name in map(str, lacking) if not (options and name.startswith("score")))
+    missing = sorted(name for name in map(str, lacking) if not (options and name.startswith(_HEAD)))
     if missing:
         raise InvalidInputError(
             f"{base.folder}: the weights lack {len(missing)} tensors of the model, the first is {missing[0]}",

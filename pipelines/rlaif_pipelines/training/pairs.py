@@ -1,10 +1,11 @@
 """Labelled pairs as token ids, what a model says of them, and how well that agrees with the labels.
 
-Shape legend: B sequences; T tokens; P pairs. P pairs are 2P sequences, all firsts before all seconds.
+Shape legend: B sequences; T tokens; P pairs; K principles. P pairs are 2P sequences, all firsts before all seconds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from rlaif_pipelines.training.tokens import ChatEncoder
 _BUCKETS = 4
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""One value a sequence, from (ids_BT, mask_BT, response_BT); the last marks the responses' tokens."""
+"""One value or row of values a sequence, from (ids_BT, mask_BT, response_BT); the last marks the responses' tokens."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class EncodedPair:
     second_ids: tuple[int, ...]
     probability_first: float
     weight: float
+    votes: tuple[float, ...] = ()
+    """P(first preferred) by each principle asked for, NaN where it did not vote; reward models only."""
     reference_first: float = 0.0
     reference_second: float = 0.0
 
@@ -48,7 +51,7 @@ class EncodedPair:
 
 
 def encode_pairs(
-    pairs: Sequence[LabelledPair], *, encoder: ChatEncoder, context_length: int
+    pairs: Sequence[LabelledPair], *, encoder: ChatEncoder, context_length: int, principles: Sequence[str] = ()
 ) -> tuple[list[EncodedPair], int]:
     """(pairs that fit the context, number of those that do not)."""
     encoded = [
@@ -58,6 +61,7 @@ def encode_pairs(
             second_ids=encoder.response(pair.second),
             probability_first=pair.probability_first,
             weight=pair.weight,
+            votes=tuple(pair.votes.get(principle, math.nan) for principle in principles),
         )
         for pair in pairs
     ]
@@ -73,6 +77,7 @@ class PairTargets:
 
     probability_first_P: Tensor
     weights_P: Tensor
+    votes_PK: Tensor
     reference_first_P: Tensor
     reference_second_P: Tensor
 
@@ -82,6 +87,7 @@ def targets_of(pairs: Sequence[EncodedPair], *, device: torch.device) -> PairTar
     return PairTargets(
         probability_first_P=torch.tensor([pair.probability_first for pair in pairs], device=device),
         weights_P=torch.tensor([pair.weight for pair in pairs], device=device),
+        votes_PK=torch.tensor([pair.votes for pair in pairs], device=device),
         reference_first_P=torch.tensor([pair.reference_first for pair in pairs], device=device),
         reference_second_P=torch.tensor([pair.reference_second for pair in pairs], device=device),
     )

@@ -16,9 +16,16 @@ from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.config import RewardTraining
 from rlaif_pipelines.training.data import Labels, read_labels, split_by_prompt
 from rlaif_pipelines.training.engine import TrainingEngine
-from rlaif_pipelines.training.losses import soft_bradley_terry_loss
+from rlaif_pipelines.training.losses import principle_loss, soft_bradley_terry_loss
 from rlaif_pipelines.training.metrics import MetricsLog
-from rlaif_pipelines.training.model import Base, RewardScores, model_card, new_reward_model, open_base, save_model
+from rlaif_pipelines.training.model import (
+    Base,
+    RewardScores,
+    model_card,
+    new_reward_model,
+    open_base,
+    save_reward_model,
+)
 from rlaif_pipelines.training.pair_loop import PairSchedule, fit_pairs
 from rlaif_pipelines.training.pairs import EncodedPair, encode_pairs, pair_quality, pair_values, targets_of
 from rlaif_pipelines.training.record import file_sha256, identity_of, write_record
@@ -29,6 +36,7 @@ from rlaif_pipelines.training.tokens import ChatEncoder
 class _Data:
     train: list[EncodedPair]
     held_out: list[EncodedPair]
+    num_principles: int
     counts: dict[str, int]
 
 
@@ -67,11 +75,15 @@ def run(settings: RewardTraining) -> dict[str, Any]:
 def _prepare(labels: Labels, *, settings: RewardTraining, base: Base) -> _Data:
     train, held_out = split_by_prompt(labels.pairs, held_out_fraction=settings.held_out_fraction, seed=settings.seed)
     encoder = ChatEncoder(base.tokenizer)
-    encoded_train, train_too_long = encode_pairs(train, encoder=encoder, context_length=base.context_length)
+    principles = labels.principles if settings.principle_loss_weight else ()
+    encoded_train, train_too_long = encode_pairs(
+        train, encoder=encoder, context_length=base.context_length, principles=principles
+    )
     encoded_held_out, held_out_too_long = encode_pairs(held_out, encoder=encoder, context_length=base.context_length)
     return _Data(
         train=encoded_train,
         held_out=encoded_held_out,
+        num_principles=len(principles),
         counts={
             "trained": len(encoded_train),
             "held_out": len(encoded_held_out),
@@ -87,7 +99,13 @@ def _train_member(number: int, *, data: _Data, settings: RewardTraining, base: B
     schedule = PairSchedule(
         num_pairs=len(data.train), batch_pairs=settings.batch_pairs, num_epochs=settings.num_epochs, seed=seed
     )
-    model = new_reward_model(base, seed=seed, precision=settings.engine.precision, attention=settings.engine.attention)
+    model = new_reward_model(
+        base,
+        seed=seed,
+        precision=settings.engine.precision,
+        attention=settings.engine.attention,
+        num_side_heads=data.num_principles,
+    )
     engine = TrainingEngine(
         RewardScores(model, autocast=settings.engine.precision == "bfloat16_autocast"),
         settings=settings.engine,
@@ -97,14 +115,22 @@ def _train_member(number: int, *, data: _Data, settings: RewardTraining, base: B
     stage = "reward_model" if settings.num_members == 1 else f"reward_model_{number}"
 
     def pair_loss(pairs: Sequence[EncodedPair]) -> Tensor:
-        first_P, second_P = _rewards(engine, pairs, settings=settings, base=base)
+        first_PH, second_PH = _values(engine, pairs, settings=settings, base=base)
         targets = targets_of(pairs, device=engine.device)
-        return soft_bradley_terry_loss(
-            first_P,
-            rewards_second_P=second_P,
+        loss = soft_bradley_terry_loss(
+            first_PH[:, 0],
+            rewards_second_P=second_PH[:, 0],
             probability_first_P=targets.probability_first_P,
             weights_P=targets.weights_P,
             centring=settings.centring,
+        )
+        if not data.num_principles:
+            return loss
+        return loss + settings.principle_loss_weight * principle_loss(
+            first_PH[:, 1:],
+            values_second_PK=second_PH[:, 1:],
+            votes_PK=targets.votes_PK,
+            weights_P=targets.weights_P,
         )
 
     model.train()
@@ -124,7 +150,7 @@ def _train_member(number: int, *, data: _Data, settings: RewardTraining, base: B
     return engine
 
 
-def _rewards(
+def _values(
     engine: TrainingEngine, pairs: Sequence[EncodedPair], *, settings: RewardTraining, base: Base
 ) -> tuple[Tensor, Tensor]:
     return pair_values(
@@ -139,8 +165,8 @@ def _rewards(
 def _margins(engine: TrainingEngine, pairs: Sequence[EncodedPair], *, settings: RewardTraining, base: Base) -> Tensor:
     margins = [torch.zeros(0)]
     for start in range(0, len(pairs), settings.batch_pairs):
-        first_P, second_P = _rewards(engine, pairs[start : start + settings.batch_pairs], settings=settings, base=base)
-        margins.append((first_P - second_P).cpu())
+        first_PH, second_PH = _values(engine, pairs[start : start + settings.batch_pairs], settings=settings, base=base)
+        margins.append((first_PH[:, 0] - second_PH[:, 0]).cpu())
     return torch.cat(margins)
 
 
@@ -169,6 +195,6 @@ def _save(
     with engine.whole_weights() as state:
         if processes.rank() == 0:
             atomic_write_folder(
-                folder, lambda path: save_model(engine.module.model, path, base=base, card=card, state=state)
+                folder, lambda path: save_reward_model(engine.module.model, path, base=base, card=card, state=state)
             )
     processes.barrier()
