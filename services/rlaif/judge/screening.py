@@ -7,7 +7,7 @@ answers many different conversations is flagged. Flags are for people and metric
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlaif.core.canonical import sha256_hex
@@ -41,14 +41,17 @@ class Screen:
 
     def __call__(self, tasks: Sequence[Task]) -> list[Screening]:
         """One screening a task, in order."""
-        return [self._screen(task.candidate) for task in tasks]
+        # Rankings and groups show one response many times.
+        responses = dict.fromkeys(response for task in tasks for response in task.candidate.responses)
+        suspected = {response: injection_suspected(response) for response in responses}
+        return [self._screen(task.candidate, suspected) for task in tasks]
 
-    def _screen(self, candidate: Candidate) -> Screening:
+    def _screen(self, candidate: Candidate, suspected: Mapping[str, bool]) -> Screening:
         skeletons = [_skeleton(response) for response in candidate.responses]
         # Every response is remembered, not only those before the first hit.
         null = [self._is_null(skeleton, candidate.conversation_sha256) for skeleton in skeletons]
         return Screening(
-            injection_suspected=any(map(injection_suspected, candidate.responses)),
+            injection_suspected=any(suspected[response] for response in candidate.responses),
             null_response_suspected=any(null),
             responses_nearly_identical=len(skeletons) == 2 and skeletons[0] == skeletons[1],
         )
