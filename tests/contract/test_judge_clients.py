@@ -174,6 +174,16 @@ async def test_pairs_are_read_only_a_few_batches_ahead(settings: ClientSettings)
     assert len(taken) <= 15
 
 
+async def test_an_awaited_job_left_early_leaves_no_call_behind(settings: ClientSettings, judge: TextJudge):
+    async with AsyncJudgeClient(settings) as client:
+        results = client.compare_each(NAME, LENGTHS, batch_size=1, concurrency=3)
+        assert (await anext(results)).preference == "second"
+        await results.aclose()
+        mine = {task for task in asyncio.all_tasks() if "_send_aio" in repr(task)}
+    assert mine == set()
+    assert len(judge.requests) < len(LENGTHS)
+
+
 async def test_a_full_queue_is_waited_out_within_the_batch_time(settings: ClientSettings, judge: TextJudge):
     judge.refuse_times = 2
     scores = await both(settings, "score_many", NAME, [("Why?", "abc"), ResponseToScore("Why?", "", "chat")])

@@ -53,6 +53,11 @@ def test_constitutions_for_real_models_pass_their_own_audit(name, kinds):
     assert found - {FindingKind.VALIDATION} == kinds
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_constitutions_fit_into_a_request(name):
+    assert len(constitution_yaml(shipped(name)).encode()) < 16 * 1024
+
+
 def test_the_playground_keeps_the_digest_that_its_labels_carry():
     assert shipped("playground").sha256 == "de474962daa96a928850efa928a5895ab92ce947ea7f201a13b5447ad95a9de4"
 

@@ -380,7 +380,11 @@ def _run_job(kind: JobKind[Any, Any], where: Where, how: _How, files: _Files, ar
         asking = Asking(connection.client, rules, options, files.batch_size, files.concurrency, where.timeout_seconds)
         with results_file(files.results, digests) as (done, results):
             left = [line for line in lines if line.number not in done]
-            counts = _follow(write_results(kind, asking, left, digests, results), len(left), kind.key)
+            try:
+                counts = _follow(write_results(kind, asking, left, digests, results), len(left), kind.key)
+            except KeyboardInterrupt:
+                typer.echo(f"interrupted: the same command continues {files.results}", err=True)
+                raise
     from rlaif.cli.judge_display import counted
 
     before = f", {len(done)} were there before" if done else ""
