@@ -194,6 +194,12 @@ def test_a_vote_that_turns_with_the_order_is_a_bias_risk():
     assert risk.principle_ids == ("p1",)
 
 
+def test_an_undecided_vote_that_wavers_is_no_bias_risk():
+    wavering = PrincipleVote("p1", 1.0, 0.5, 0.52, 0.48, 1.0)
+    assert not wavering.order_consistent
+    assert of_kind(audit_votes(TWO, [[vote(0, 0.9), wavering]] * 8), FindingKind.BIAS_RISK) == []
+
+
 def test_few_probe_pairs_are_said_to_be_few():
     assert "4 probe pairs are few" in said(audit_votes(TWO, [[vote(0, 0.9)]] * 4), FindingKind.VALIDATION)
     assert of_kind(audit_votes(TWO, [[vote(0, 0.9)]] * 30), FindingKind.VALIDATION) == []

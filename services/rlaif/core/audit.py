@@ -29,7 +29,7 @@ CONFLICT_SHARE: Final = 2 / 3
 """Two principles conflict when they take opposite sides on more than this part of the pairs that both decide."""
 LEAST_CONFLICT_PAIRS: Final = 4
 ORDER_SHARE: Final = 1 / 3
-"""A principle follows the position when more than this part of its votes turn with the order shown."""
+"""A principle follows the position when its side turns with the order shown on more than this part of the pairs."""
 ENOUGH_PROBE_PAIRS: Final = 30
 _LEAST_WORDS: Final = 4
 _LEAST_REVIEWS: Final = 50
@@ -323,14 +323,17 @@ def _changes(principle_id: str, votes: Sequence[PrincipleVote]) -> bool:
 
 
 def _order_bound(ids: Sequence[str], votes: Sequence[dict[str, PrincipleVote]]) -> Iterator[Finding]:
+    """Votes that take opposite sides in the two orders; an undecided vote that wavers about one half is none."""
     for principle_id in ids:
         own = [vote for vote in (pair.get(principle_id) for pair in votes) if vote and vote.abstention_reason is None]
-        num_turned = sum(not vote.order_consistent for vote in own)
-        if len(own) >= LEAST_CONFLICT_PAIRS and num_turned > ORDER_SHARE * len(own):
+        sides = [(_side_of(vote.probability_when_first), _side_of(vote.probability_when_second)) for vote in own]
+        decided = [(first, second) for first, second in sides if first and second]
+        num_turned = sum(first != second for first, second in decided)
+        if len(decided) >= LEAST_CONFLICT_PAIRS and num_turned > ORDER_SHARE * len(decided):
             yield Finding(
                 FindingKind.BIAS_RISK,
                 (principle_id,),
-                f"On {num_turned} of {len(own)} probe pairs the judge's vote by it turns with the order shown.",
+                f"On {num_turned} of the {len(decided)} probe pairs that it decides, its side turns with the order.",
                 "Word it so that the difference can be seen in the text, or give the judge an example.",
             )
 
@@ -359,7 +362,12 @@ def _only(ids: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
 
 
 def _side(vote: PrincipleVote | None) -> int:
+    """The side of a vote, 0 for none."""
+    return 0 if vote is None or vote.abstention_reason is not None else _side_of(vote.probability_first)
+
+
+def _side_of(probability_first: float) -> int:
     """1 for the first response, -1 for the second, 0 for neither."""
-    if vote is None or vote.abstention_reason is not None or abs(vote.probability_first - 0.5) < DECIDED_MARGIN:
+    if abs(probability_first - 0.5) < DECIDED_MARGIN:
         return 0
-    return 1 if vote.probability_first > 0.5 else -1
+    return 1 if probability_first > 0.5 else -1
