@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlaif.core.errors import InvalidInputError, QuotaExceededError
+from rlaif.core.errors import InvalidInputError, QuotaExceededError, UnavailableError
 from rlaif.runtime.server import Service
 from rlaif.v1 import judge_service_pb2 as pb
 from rlaif.v1 import judge_service_pb2_grpc
@@ -17,6 +17,7 @@ class TextJudge(judge_service_pb2_grpc.JudgeServiceServicer):
     """The longer response wins; what the text "bad" is in is refused; "slow" waits."""
 
     refuse_times: int = 0
+    away_times: int = 0
     retry_after_seconds: float = 0.01
     max_in_flight: int = 0
     requests: list[Any] = field(default_factory=list)
@@ -92,6 +93,9 @@ class TextJudge(judge_service_pb2_grpc.JudgeServiceServicer):
         )
 
     async def GetJudge(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if self.away_times:
+            self.away_times -= 1
+            raise UnavailableError("the engine is being replaced")
         return pb.GetJudgeResponse(template="compact", context_length_tokens=512, panel=[pb.PanelJudge(judge="two")])
 
     async def GetConstitution(self, request: Any, context: Any) -> Any:  # noqa: N802

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from rlaif.core.errors import (
     InvalidInputError,
     QuotaExceededError,
     RlaifError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from rlaif.runtime.server import serving
@@ -236,6 +238,26 @@ async def test_who_judges_and_all_pages_of_constitutions(settings: ClientSetting
 async def test_a_call_keeps_its_own_deadline(settings: ClientSettings):
     with pytest.raises(DeadlineError):
         await blocking(settings, lambda c: c.compare(NAME, "Why?", first="slow", second="no", timeout_seconds=0.2))
+
+
+async def test_a_judge_that_is_away_for_a_moment_is_asked_again(settings: ClientSettings, judge: TextJudge):
+    judge.away_times = 2
+    assert (await blocking(settings, lambda client: client.get_judge())).template == "compact"
+    judge.away_times = 2
+    async with AsyncJudgeClient(settings) as client:
+        assert (await client.get_judge()).template == "compact"
+    assert judge.away_times == 0
+
+
+async def test_both_clients_send_their_token(judge: TextJudge, tmp_path: Path):
+    token_path = tmp_path / "token"
+    token_path.write_text("s3cret\n")
+    listen = ListenSettings(metrics_address=None, token_path=token_path)
+    async with serving(text_judge_service(judge), listen) as server:
+        known = ClientSettings(target=server.address, token_path=token_path, timeout_seconds=10)
+        assert (await both(known, "get_judge")).template == "compact"
+        with pytest.raises(UnauthenticatedError):
+            await blocking(known.model_copy(update={"token_path": None}), lambda client: client.get_judge())
 
 
 async def test_a_judge_that_is_not_there_is_unavailable_for_every_item():
