@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import signal
 import subprocess
@@ -21,8 +22,9 @@ from model_fixtures import write_model
 from rlaif.client.judge import JudgeClient, JudgeOptions, ResponsePair
 from rlaif.client.ledger import LedgerClient
 from rlaif.client.reward import JUDGE, RewardClient
+from rlaif.core.calibration import Calibration, CalibrationKey, CalibrationScores
 from rlaif.core.conversation import Message
-from rlaif.core.errors import InvalidInputError
+from rlaif.core.errors import InvalidInputError, SettingsError
 from rlaif.judge.process import make_service as make_judge_service
 from rlaif.judge.settings import JudgeSettings
 from rlaif.oversight.process import make_service as make_oversight_service
@@ -217,3 +219,44 @@ def test_wrong_settings_end_with_one_sentence_and_code_two(
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 2, ended.stderr
     assert words in ended.stderr.splitlines()[-1]
+
+
+async def test_texts_and_reasoned_verdicts_repeat_by_seed_on_a_real_engine(judge_model: Path, tmp_path: Path):
+    short = {"max_critique_tokens": 12, "max_revision_tokens": 12, "temperature": 1.0}
+    changes = {"writing": short, "reasoning": {"max_tokens": 8, "temperature": 1.0}}
+
+    def write(client: JudgeClient) -> list[object]:
+        options = [JudgeOptions(seed=seed) for seed in (1, 1, 2)]
+        critiques = [client.critique(NAME, ASK, response="No.", options=each) for each in options]
+        revisions = [client.revise(NAME, ASK, response="No.", critique="Short.", seed=seed) for seed in (1, 1)]
+        return [(each.text, each.abstention_reason) for each in (*critiques, *revisions)]
+
+    def reason(client: JudgeClient, seed: int, *, anew: bool = False):
+        options = JudgeOptions(reasoning=True, num_reasoning_samples=16, seed=seed, ignore_recorded=anew)
+        return client.compare(NAME, ASK, first="Put it into hot water.", second="No.", options=options)
+
+    async with running(judge_model, tmp_path / "ledger.sqlite", **changes) as stack:
+        one, again, other, revised, revised_again = await judged(stack, write)
+        assert one == again
+        assert revised == revised_again
+        assert all(bool(text) == (reason is None) for text, reason in (one, other, revised))
+        verdict = await judged(stack, lambda c: reason(c, 1))
+        assert (await judged(stack, lambda c: reason(c, 1))).recorded_before
+        anew = await judged(stack, lambda c: reason(c, 1, anew=True))
+    assert anew.probability_first == verdict.probability_first
+    assert anew.rationale == verdict.rationale
+    if verdict.probability_first is not None:
+        assert 0.4 <= verdict.probability_first <= 0.6
+    else:
+        assert verdict.abstention_reason == "unparseable"
+
+
+async def test_a_stale_calibration_stops_the_service(judge_model: Path, tmp_path: Path):
+    scores = CalibrationScores(brier=0.2, nll=0.5, ece=0.1)
+    key = CalibrationKey("e" * 64, "f" * 64, "0" * 64)
+    stale = Calibration(key, NAME, "temperature", 2.0, (), 60, 5, scores, scores)
+    (tmp_path / "stale.json").write_text(json.dumps(stale.to_json()))
+    settings = judge_settings(judge_model, None, calibrations=[tmp_path / "stale.json"])
+    with pytest.raises(SettingsError, match="stale: it was fitted on the judge eeeeeeeeeeee"):
+        async with serving(make_judge_service(settings), LISTEN):
+            pass

@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import yaml
@@ -75,7 +76,7 @@ class Constitution:
         """Resource name."""
         return f"constitutions/{self.constitution_id}"
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Digest of the canonical form; layout, comments and optional parts left out do not count."""
         value = asdict(self)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 from rlaif.core.conversation import Conversation, Message
 from rlaif.core.errors import InvalidInputError
@@ -64,22 +65,22 @@ class JudgeTemplate:
     audit_context: str = ""
     audit_question: str = ""
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Digest of what comparisons and scores are asked with, lower-case hex; part of every label's provenance."""
         return self._digest("compare_context", "compare_question", "score_context", "score_question")
 
-    @property
+    @cached_property
     def reasoning_sha256(self) -> str:
         """Digest of what a comparison with a rationale is asked with."""
         return self._digest("compare_context", "rationale_question", "reasoned_question")
 
-    @property
+    @cached_property
     def writing_sha256(self) -> str:
         """Digest of what critiques and revisions are asked with."""
         return self._digest("critique_context", "critique_question", "revise_context", "revise_question")
 
-    @property
+    @cached_property
     def audit_sha256(self) -> str:
         """Digest of what a written audit is asked with."""
         return self._digest("audit_context", "audit_question")

@@ -7,7 +7,7 @@ the verdict is read from the labels' log-probabilities in one forward pass, noth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rlaif.core.errors import InvalidInputError, UnsupportedError
 from rlaif.core.preference import (
@@ -77,39 +77,44 @@ class LabellingCore:
 
     async def decide(self, tasks: Sequence[Task], *, refuse_too_long: bool) -> list[Judgement]:
         """One judgement a task. A prompt that does not fit is an error with `refuse_too_long`, else an abstention."""
-        screenings = await self._plan(self._screen, tasks)
-        admitted = [
-            task for task, screening in zip(tasks, screenings, strict=True) if not _turned_away(task, screening)
-        ]
-        decided = iter(await self._decide(admitted, refuse_too_long=refuse_too_long))
+        if tasks and tasks[0].options.reasoning is not None:
+            return await self._decide_reasoned(tasks, refuse_too_long=refuse_too_long)
+        # One hop to the planning thread: it costs more than what is done there for a short pair.
+        screenings, plans = await self._plan(self._screen_and_plan, tasks, refuse_too_long)
+        answers = iter(await self._run_choices([request for plan in plans for request in plan.requests]))
         return [
-            Judgement(_abstention(task, AbstentionReason.INJECTION_SUSPECTED), screening)
-            if _turned_away(task, screening)
-            else replace(next(decided), screening=screening)
-            for task, screening in zip(tasks, screenings, strict=True)
+            Judgement(_decide(task, plan, [next(answers) for _ in plan.requests]), screening)
+            for task, plan, screening in zip(tasks, plans, screenings, strict=True)
         ]
 
     def close(self) -> None:
         """Stop the planning thread."""
         self._plan.close()
 
-    async def _decide(self, tasks: Sequence[Task], *, refuse_too_long: bool) -> list[Judgement]:
-        if tasks and tasks[0].options.reasoning is not None:
-            if self._reasoner is None or tasks[0].candidate.form == "score":
-                raise UnsupportedError(
-                    "scores are read without a rationale", reason="REASONING_UNSUPPORTED", field="options.reasoning"
-                )
-            reasoned = await self._reasoner.decide(tasks, refuse_too_long=refuse_too_long)
-            return [Judgement(each.label, rationale=each.rationale) for each in reasoned]
-        plans = await self._plan(self._plan_all, tasks, refuse_too_long)
-        answers = iter(await self._run_choices([request for plan in plans for request in plan.requests]))
-        return [
-            Judgement(_decide(task, plan, [next(answers) for _ in plan.requests]))
-            for task, plan in zip(tasks, plans, strict=True)
-        ]
+    async def _decide_reasoned(self, tasks: Sequence[Task], *, refuse_too_long: bool) -> list[Judgement]:
+        if self._reasoner is None:
+            raise UnsupportedError("this judge writes no rationales", reason="REASONING_UNSUPPORTED")
+        screenings = await self._plan(self._screen, tasks)
+        admitted = [task for task, each in zip(tasks, screenings, strict=True) if not _turned_away(task, each)]
+        reasoned = iter(await self._reasoner.decide(admitted, refuse_too_long=refuse_too_long))
+        judgements = []
+        for task, screening in zip(tasks, screenings, strict=True):
+            if _turned_away(task, screening):
+                judgements.append(Judgement(abstain(AbstentionReason.INJECTION_SUSPECTED), screening))
+            else:
+                each = next(reasoned)
+                judgements.append(Judgement(each.label, screening, each.rationale))
+        return judgements
 
-    def _plan_all(self, tasks: Sequence[Task], refuse_too_long: bool) -> list[_Plan]:
-        return [self._plan_one(task, refuse_too_long=refuse_too_long) for task in tasks]
+    def _screen_and_plan(self, tasks: Sequence[Task], refuse_too_long: bool) -> tuple[list[Screening], list[_Plan]]:
+        screenings = self._screen(tasks)
+        plans = [
+            _Plan((), AbstentionReason.INJECTION_SUSPECTED)
+            if _turned_away(task, screening)
+            else self._plan_one(task, refuse_too_long=refuse_too_long)
+            for task, screening in zip(tasks, screenings, strict=True)
+        ]
+        return screenings, plans
 
     def _plan_one(self, task: Task, *, refuse_too_long: bool) -> _Plan:
         requests = self._requests(task)

@@ -6,6 +6,7 @@ answers many different conversations is flagged. Flags are for people and metric
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from rlaif.core.canonical import sha256_hex
 from rlaif.judge.injection import injection_suspected, plain_text
 from rlaif.judge.tasks import Candidate, Task
+
+_BETWEEN_WORDS = re.compile(r"[\W_]+")
 
 
 @dataclass(frozen=True)
@@ -71,4 +74,4 @@ class Screen:
 
 def _skeleton(text: str) -> str:
     """Letters and digits alone, so that spacing, case and punctuation make no difference."""
-    return "".join(character for character in plain_text(text).casefold() if character.isalnum())
+    return _BETWEEN_WORDS.sub("", plain_text(text).casefold())

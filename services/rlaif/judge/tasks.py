@@ -6,6 +6,7 @@ import hashlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from rlaif.core.canonical import canonical_json, digest, sha256_hex
@@ -34,12 +35,12 @@ class Candidate:
         """ "compare" or "score"."""
         return "compare" if len(self.responses) == 2 else "score"
 
-    @property
+    @cached_property
     def conversation_sha256(self) -> str:
         """Digest of the conversation's canonical JSON."""
         return digest(to_json(self.conversation))
 
-    @property
+    @cached_property
     def response_sha256s(self) -> tuple[str, ...]:
         """Digest of each response's UTF-8 bytes."""
         return tuple(sha256_hex(response.encode()) for response in self.responses)
