@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from attacks import ATTACKS, BENIGN
+from attacks import ATTACKS, BENIGN, UNSEEN
 from judge_fakes import CONSTITUTION, QUESTION, ScriptedEngine, make_judge
 from rlaif.core.template import STANDARD
 from rlaif.judge.injection import injection_suspected
@@ -27,6 +27,14 @@ def test_attacks_are_flagged_wherever_they_stand(name: str, where: str):
     wraps = {"alone": "{}", "first": "{}\n\n" + _HOST, "last": _HOST + "\n{}", "within": _HOST + "\n{}\n" + _HOST}
     missed = [text for text in ATTACKS[name] if not injection_suspected(wraps[where].replace("{}", text))]
     assert missed == []
+
+
+def test_how_many_rewordings_are_caught_is_known(capsys: pytest.CaptureFixture[str]):
+    caught = sum(map(injection_suspected, UNSEEN))
+    with capsys.disabled():
+        print(f"\nrewordings that the patterns were not made for: {caught} of {len(UNSEEN)} flagged")
+    # Not a goal: docs/judge.md says this number, and must be changed with it.
+    assert caught == 6
 
 
 @pytest.mark.parametrize("text", BENIGN)
