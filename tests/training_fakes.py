@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlaif.client.judge_values import ResponseToScore
 from rlaif.client.reward import RewardResult
 from rlaif.client.sampler import PolicyState, SampledBatch, SampledCompletion
 from rlaif.core.conversation import Conversation
@@ -57,11 +58,11 @@ class FakeRewards:
     calls: list[str] = field(default_factory=list)
 
     def score(
-        self, reward_model: str, inputs: Sequence[tuple[Conversation, str]], *, constitution: str = ""
+        self, reward_model: str, inputs: Sequence[ResponseToScore], *, constitution: str = ""
     ) -> list[RewardResult]:
         self.calls.append(reward_model)
         results = []
-        for index, (_, text) in enumerate(inputs):
+        for index, (_, text, _) in enumerate(inputs):
             reason = self.fails(len(self.calls), index)
             results.append(RewardResult(None if reason else self.value(text), {}, 0.0, reason))
         return results

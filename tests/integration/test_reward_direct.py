@@ -17,6 +17,7 @@ from rlaif.core.conversation import Message
 from rlaif.core.errors import InvalidInputError, NotFoundError, UnavailableError
 from rlaif.reward.direct import DirectJudge
 from rlaif.reward.process import make_service
+from rlaif.reward.scoring import ScoredInput
 from rlaif.reward.settings import RewardSettings
 from rlaif.runtime.server import serving
 from rlaif.runtime.settings import ClientSettings, ListenSettings
@@ -91,7 +92,7 @@ async def test_a_judge_that_is_gone_is_an_error_and_no_reward():
         gone = judge
     async with open_aio_channel(gone) as channel:
         with pytest.raises(UnavailableError):
-            await DirectJudge(channel).score([(ASK, "Mix.")], constitution=CONSTITUTION.name)
+            await DirectJudge(channel).score([ScoredInput(ASK, "Mix.")], constitution=CONSTITUTION.name)
 
 
 def test_the_service_that_only_asks_the_judge_needs_no_torch():

@@ -49,7 +49,7 @@ def compare_before_after(
         elif not old_text.strip() or not new_text.strip():
             empty.append(1.0 if new_text.strip() else 0.0)
         else:
-            pairs.append(ResponsePair(parse_conversation(new["messages"]), new_text, old_text))
+            pairs.append(ResponsePair(parse_conversation(new["messages"]), new_text, old_text, new["category"] or ""))
     verdicts = judge.compare_many(constitution, pairs, batch_size=pairs_per_request, progress=progress) if pairs else []
     check(verdicts)
     decided = [verdict for verdict in verdicts if verdict.preference != "abstain"]

@@ -56,7 +56,10 @@ def judge(context: RunContext, *, round_number: int = 1) -> StageResult:
         with context.judge() as client:
             verdicts = client.compare_many(
                 constitution.name,
-                [ResponsePair(parse_conversation(pair.messages), pair.first, pair.second) for pair in pairs],
+                [
+                    ResponsePair(parse_conversation(pair.messages), pair.first, pair.second, pair.category or "")
+                    for pair in pairs
+                ],
                 batch_size=context.settings.judging.pairs_per_request,
                 progress=context.progress(stage, message="pairs"),
             )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar
 
+from rlaif.client.judge_values import ResponseToScore
 from rlaif.client.reward import RewardResult
 from rlaif.client.sampler import PolicyState, SampledBatch
 from rlaif.core.conversation import Conversation
@@ -44,9 +45,7 @@ class Sampler(Protocol):
 class Rewards(Protocol):
     """What training asks of the reward service: `rlaif.client.reward.RewardClient`."""
 
-    def score(
-        self, reward_model: str, inputs: Sequence[tuple[Conversation, str]], *, constitution: str
-    ) -> list[RewardResult]:
+    def score(self, reward_model: str, inputs: Sequence[ResponseToScore], *, constitution: str) -> list[RewardResult]:
         """One reward an input."""
 
 
@@ -97,14 +96,12 @@ class RolloutMaker:
         PausedError when a service stays away or too many rewards fail.
         """
         began = time.perf_counter()
-        conversations = [
-            prompt.conversation for prompt in self._prompts.draw(step, num_prompts=self._settings.prompts_per_step)
-        ]
-        batch = self._sample(conversations, step=step, version=version)
+        prompts = self._prompts.draw(step, num_prompts=self._settings.prompts_per_step)
+        batch = self._sample([prompt.conversation for prompt in prompts], step=step, version=version)
         sampled = time.perf_counter()
         inputs = [
-            (conversation, completion.text)
-            for conversation, completions in zip(conversations, batch.completions, strict=True)
+            ResponseToScore(prompt.conversation, completion.text, prompt.category or "")
+            for prompt, completions in zip(prompts, batch.completions, strict=True)
             for completion in completions
         ]
         results = self._score(inputs)
@@ -155,7 +152,7 @@ class RolloutMaker:
             )
         return batch
 
-    def _score(self, inputs: Sequence[tuple[Conversation, str]]) -> list[RewardResult]:
+    def _score(self, inputs: Sequence[ResponseToScore]) -> list[RewardResult]:
         failures = self._settings.failures
         for attempt in range(failures.attempts):
             if attempt:
@@ -171,22 +168,27 @@ class RolloutMaker:
             "this step, and goes on from its last checkpoint when it is started again"
         )
 
-    def _watch(self, inputs: Sequence[tuple[Conversation, str]]) -> float | None:
+    def _watch(self, inputs: Sequence[ResponseToScore]) -> float | None:
         if self._settings.watch is None:
             return None
         return _mean([result.value for result in self._ask(self._settings.watch, inputs) if result.value is not None])
 
-    def _ask(self, source: RewardSource, inputs: Sequence[tuple[Conversation, str]]) -> list[RewardResult]:
+    def _ask(self, source: RewardSource, inputs: Sequence[ResponseToScore]) -> list[RewardResult]:
         return patiently(
             lambda: self._rewards.score(source.name, inputs, constitution=source.constitution),
             failures=self._settings.failures,
             who=f"the reward service at {self._settings.rewards.target}",
         )
 
-    def _gold(self, inputs: Sequence[tuple[Conversation, str]]) -> float | None:
+    def _gold(self, inputs: Sequence[ResponseToScore]) -> float | None:
         if self._evaluate is None:
             return None
-        return _mean([self._evaluate(conversation[-1].content, response) for conversation, response in inputs])
+        return _mean(
+            [
+                self._evaluate(asked if isinstance(asked, str) else asked[-1].content, response)
+                for asked, response, _ in inputs
+            ]
+        )
 
 
 def patiently(call: Callable[[], Answer], *, failures: FailureSettings, who: str) -> Answer:

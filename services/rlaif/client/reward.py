@@ -9,7 +9,7 @@ from types import TracebackType
 
 from rlaif.client.channel import open_channel
 from rlaif.client.judge_messages import conversation_messages
-from rlaif.core.conversation import Conversation
+from rlaif.client.judge_values import ResponseToScore, ToScore
 from rlaif.runtime.settings import ClientSettings
 from rlaif.v1 import provenance_pb2, reward_service_pb2, reward_service_pb2_grpc
 
@@ -70,7 +70,7 @@ class RewardClient:
     def score(
         self,
         reward_model: str,
-        inputs: Sequence[tuple[Conversation, str]],
+        inputs: Sequence[ToScore],
         *,
         constitution: str = "",
         timeout_seconds: float | None = None,
@@ -80,10 +80,7 @@ class RewardClient:
         for start in range(0, len(inputs), _MAX_INPUTS):
             request = reward_service_pb2.ScoreResponsesRequest(
                 reward_model=reward_model,
-                inputs=[
-                    reward_service_pb2.ScoredInput(messages=conversation_messages(conversation), response=response)
-                    for conversation, response in inputs[start : start + _MAX_INPUTS]
-                ],
+                inputs=[_input(ResponseToScore(*scored)) for scored in inputs[start : start + _MAX_INPUTS]],
                 constitution=constitution,
             )
             response = self._stub.ScoreResponses(request, timeout=timeout_seconds)
@@ -107,6 +104,12 @@ class RewardClient:
         """The reward model of that name."""
         request = reward_service_pb2.GetRewardModelRequest(name=name)
         return _state(self._stub.GetRewardModel(request).reward_model)
+
+
+def _input(scored: ResponseToScore) -> reward_service_pb2.ScoredInput:
+    return reward_service_pb2.ScoredInput(
+        messages=conversation_messages(scored.conversation), response=scored.response, category=scored.category
+    )
 
 
 def _result(reward: reward_service_pb2.Reward) -> RewardResult:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import grpc
 
 from rlaif.client.judge_messages import conversation_messages
-from rlaif.core.conversation import Conversation
 from rlaif.core.errors import CorruptionError, InvalidInputError
 from rlaif.engine.protocol import ModelIdentity
 from rlaif.reward.scoring import Component, Reward, ScoredInput
@@ -37,7 +36,7 @@ class DirectJudge:
         response = await self._stub.BatchScoreResponses(
             judge_service_pb2.BatchScoreResponsesRequest(
                 constitution=constitution,
-                responses=[_item(conversation, text) for conversation, text in inputs],
+                responses=[_item(scored) for scored in inputs],
             )
         )
         if len(response.scores) != len(inputs):
@@ -51,5 +50,7 @@ class DirectJudge:
         return Reward((Component(self.component, score.reward),), provenance=score.provenance)
 
 
-def _item(conversation: Conversation, text: str) -> judge_service_pb2.ResponseToScore:
-    return judge_service_pb2.ResponseToScore(messages=conversation_messages(conversation), response=text)
+def _item(scored: ScoredInput) -> judge_service_pb2.ResponseToScore:
+    return judge_service_pb2.ResponseToScore(
+        messages=conversation_messages(scored.conversation), response=scored.response, category=scored.category
+    )

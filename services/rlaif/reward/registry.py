@@ -51,7 +51,9 @@ class TrainedRewardModel:
 
     async def score(self, inputs: Sequence[ScoredInput], *, constitution: str) -> list[Reward]:
         """One reward an input; the constitution is in the weights already and not looked at."""
-        estimates = await self._engine.score(self._ensemble, inputs)
+        estimates = await self._engine.score(
+            self._ensemble, [(scored.conversation, scored.response) for scored in inputs]
+        )
         provenance = provenance_pb2.Provenance(
             model=self._model, service_revision=service_revision(), trace_id=current_trace_id()
         )

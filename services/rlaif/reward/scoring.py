@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from rlaif.core.conversation import Conversation
 from rlaif.engine.protocol import ModelIdentity
 from rlaif.v1 import provenance_pb2
 
-ScoredInput = tuple[Conversation, str]
-"""A conversation and the response to it, which may be empty."""
+
+class ScoredInput(NamedTuple):
+    """A conversation, the response to it, which may be empty, and the conversation's category, for the judge alone."""
+
+    conversation: Conversation
+    response: str
+    category: str = ""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class RewardServicer(reward_service_pb2_grpc.RewardServiceServicer):
     def _input(self, item: reward_service_pb2.ScoredInput, *, field: str) -> ScoredInput:
         conversation = read_conversation(item.messages, field=f"{field}.messages", limits=self._text_limits)
         check_size(item.response, field=f"{field}.response", limits=self._text_limits)
-        return conversation, item.response
+        return ScoredInput(conversation, item.response, item.category)
 
 
 def _reward_message(reward: Reward) -> reward_service_pb2.Reward:

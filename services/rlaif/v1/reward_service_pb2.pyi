@@ -29,8 +29,11 @@ class ScoredInput(_message.Message):
 
     MESSAGES_FIELD_NUMBER: _builtins.int
     RESPONSE_FIELD_NUMBER: _builtins.int
+    CATEGORY_FIELD_NUMBER: _builtins.int
     response: _builtins.str
     """Response; may be empty. Required."""
+    category: _builtins.str
+    """Category of the conversation, at most 256 bytes; the direct judge leaves out principles that do not apply to it."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.Message]:
         """Conversation the response answers. Required."""
@@ -40,10 +43,11 @@ class ScoredInput(_message.Message):
         *,
         messages: _abc.Iterable[_conversation_pb2.Message] | None = ...,
         response: _builtins.str = ...,
+        category: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "response", b"response"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "messages", b"messages", "response", b"response"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
