@@ -1,0 +1,59 @@
+"""Verbosity bias: how much longer responses are preferred, by the judge and by people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rlaif.core.estimate import Estimate, unknown
+from rlaif.core.judged_pair import JudgedPair
+from rlaif.core.preference import Preference, preference_of
+
+MIN_PAIRS = 10
+"""With fewer pairs of different length no slope is told."""
+
+
+def verbosity_slope(pairs: Sequence[JudgedPair]) -> Estimate:
+    """Log-odds of being preferred by the judge per doubling of length; 0 is no verbosity bias (see `length_slope`)."""
+    return length_slope(
+        [
+            (pair.num_characters, pair.preference is Preference.FIRST)
+            for pair in pairs
+            if pair.num_characters and pair.preference in (Preference.FIRST, Preference.SECOND)
+        ]
+    )
+
+
+def human_verbosity_slope(pairs: Sequence[JudgedPair]) -> Estimate:
+    """The same slope of people: where they like length as much, the judge's slope is no bias."""
+    shares = {pair.pair: pair for pair in pairs if pair.num_characters and pair.human_share is not None}
+    votes = [(pair.num_characters, preference_of(pair.human_share or 0.0)) for pair in shares.values()]
+    return length_slope(
+        [(lengths, vote is Preference.FIRST) for lengths, vote in votes if lengths and vote is not Preference.TIE]
+    )
+
+
+def length_slope(choices: Sequence[tuple[tuple[int, int], bool]]) -> Estimate:
+    """β of P(first preferred) = σ(β · log2(length of first / length of second)), by maximum likelihood.
+
+    Logistic regression of preference on the difference of log-lengths, the length term of length-controlled AlpacaEval
+    (Dubois et al. 2024, arXiv 2404.04475) with a logarithm for its tanh. Without intercept: which response is
+    called first says nothing, so exchanging the two must change the sign of both sides. Lengths count from 1, so that
+    an empty response has a logarithm. Interval: Wald, from statsmodels. Unknown for fewer than MIN_PAIRS pairs of
+    different length, and when the longer (or the shorter) response always wins: the slope is then infinite.
+    """
+    rows = [
+        (math.log2((first + 1) / (second + 1)), prefers_first)
+        for (first, second), prefers_first in choices
+        if first != second
+    ]
+    longer_wins = sum((difference > 0) == prefers_first for difference, prefers_first in rows)
+    if len(rows) < MIN_PAIRS or longer_wins in (0, len(rows)):
+        return unknown(len(rows))
+    from statsmodels.discrete.discrete_model import Logit
+
+    fitted = Logit([float(prefers_first) for _, prefers_first in rows], [[difference] for difference, _ in rows]).fit(
+        disp=False
+    )
+    ((low, high),) = fitted.conf_int(0.05).tolist()
+    return Estimate(float(fitted.params[0]), low, high, len(rows))
