@@ -12,9 +12,11 @@ from rlaif.v1 import conversation_pb2, judge_service_pb2, ledger_service_pb2
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _EVENT_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,7}")
 _CONSTITUTION = re.compile(r"constitutions/[^\s/]{1,200}")
 _MAX_SUBJECT_CHARACTERS = 512
 _MAX_CATEGORY_CHARACTERS = 128
+_MAX_ANNOTATOR_CHARACTERS = 128
 _MAX_PAGE = 1000
 _DEFAULT_PAGE = 50
 # Means of probabilities may leave their range by rounding.
@@ -78,6 +80,9 @@ def check_constitution(value: str, *, field: str) -> str:
 def check_label(label: ledger_service_pb2.Label, *, field: str) -> None:
     """InvalidInputError unless the label is whole and its digests are those of its texts."""
     check_sha256(label.request_sha256, field=f"{field}.request_sha256")
+    _check_text(label.annotator, most=_MAX_ANNOTATOR_CHARACTERS, field=f"{field}.annotator")
+    if label.annotator and label.source == _AI:
+        raise InvalidInputError(f"{field}.annotator is of people; the judge made this label", field=f"{field}.annotator")
     decision = label.WhichOneof("decision")
     if decision is None:
         raise InvalidInputError(f"{field} must hold a verdict or a score", field=f"{field}.decision")
@@ -97,6 +102,13 @@ def _check_subject_of(subject: ledger_service_pb2.LabelSubject, *, num_responses
     for index, value in enumerate(subject.response_sha256s):
         check_sha256(value, field=f"{field}.response_sha256s[{index}]")
     _check_text(subject.category, most=_MAX_CATEGORY_CHARACTERS, field=f"{field}.category")
+    if subject.language and not _LANGUAGE.fullmatch(subject.language):
+        raise InvalidInputError(f"{field}.language is no BCP 47 tag such as en or pt-BR", field=f"{field}.language")
+    if len(subject.response_num_characters) not in (0, num_responses):
+        raise InvalidInputError(
+            f"{field}.response_num_characters must hold none or {num_responses} lengths",
+            field=f"{field}.response_num_characters",
+        )
     if subject.messages:
         turns = [{"role": _ROLES.get(turn.role, ""), "content": turn.content} for turn in subject.messages]
         if digest(turns) != subject.conversation_sha256:
@@ -108,6 +120,12 @@ def _check_subject_of(subject: ledger_service_pb2.LabelSubject, *, num_responses
         if made != list(subject.response_sha256s):
             raise InvalidInputError(
                 f"{field}.response_sha256s are not the digests of its responses", field=f"{field}.response_sha256s"
+            )
+        lengths = list(subject.response_num_characters)
+        if lengths and lengths != [len(response) for response in subject.responses]:
+            raise InvalidInputError(
+                f"{field}.response_num_characters are not the lengths of its responses",
+                field=f"{field}.response_num_characters",
             )
 
 

@@ -90,10 +90,14 @@ class LabelSubject(_message.Message):
     CONVERSATION_SHA256_FIELD_NUMBER: _builtins.int
     RESPONSE_SHA256S_FIELD_NUMBER: _builtins.int
     CATEGORY_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    RESPONSE_NUM_CHARACTERS_FIELD_NUMBER: _builtins.int
     conversation_sha256: _builtins.str
     """SHA-256 of the conversation's canonical JSON, 64 lower-case hex digits. Required."""
     category: _builtins.str
     """Caller's slice, for example "harmful"; empty for none."""
+    language: _builtins.str
+    """BCP 47 tag of the conversation's language, for example "en" or "pt-BR"; empty when not known."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.Message]:
         """Conversation; empty when only digests are kept."""
@@ -106,6 +110,10 @@ class LabelSubject(_message.Message):
     def response_sha256s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """SHA-256 of each response's UTF-8 bytes, 64 lower-case hex digits. Required."""
 
+    @_builtins.property
+    def response_num_characters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Length of each response, Unicode code points, in the order of `response_sha256s`; empty when not known."""
+
     def __init__(
         self,
         *,
@@ -114,10 +122,12 @@ class LabelSubject(_message.Message):
         conversation_sha256: _builtins.str = ...,
         response_sha256s: _abc.Iterable[_builtins.str] | None = ...,
         category: _builtins.str = ...,
+        language: _builtins.str = ...,
+        response_num_characters: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "conversation_sha256", b"conversation_sha256", "messages", b"messages", "response_sha256s", b"response_sha256s", "responses", b"responses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "conversation_sha256", b"conversation_sha256", "language", b"language", "messages", b"messages", "response_num_characters", b"response_num_characters", "response_sha256s", b"response_sha256s", "responses", b"responses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -138,6 +148,7 @@ class Label(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ANNOTATOR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, "labels/{request_sha256}". Output only."""
     request_sha256: _builtins.str
@@ -148,6 +159,8 @@ class Label(_message.Message):
     """Who called: identity of the client. Output only."""
     event: _builtins.str
     """Event that holds it, "events/{sequence}". Output only."""
+    annotator: _builtins.str
+    """Pseudonym of the person who made it, at most 128 characters; only with source HUMAN, empty when not known."""
     @_builtins.property
     def subject(self) -> Global___LabelSubject:
         """What was labelled. Required."""
@@ -176,10 +189,11 @@ class Label(_message.Message):
         actor: _builtins.str = ...,
         event: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        annotator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "decision", b"decision", "score", b"score", "subject", b"subject", "verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "create_time", b"create_time", "decision", b"decision", "event", b"event", "name", b"name", "request_sha256", b"request_sha256", "score", b"score", "source", b"source", "subject", b"subject", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "annotator", b"annotator", "create_time", b"create_time", "decision", b"decision", "event", b"event", "name", b"name", "request_sha256", b"request_sha256", "score", b"score", "source", b"source", "subject", b"subject", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_decision: _TypeAlias = _typing.Literal["verdict", "score"]  # noqa: Y015
     _WhichOneofArgType_decision: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015

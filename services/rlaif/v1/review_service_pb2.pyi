@@ -877,8 +877,11 @@ class GetLabelQualityRequest(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     SLICES_FIELD_NUMBER: _builtins.int
+    JUDGE_DIGEST_FIELD_NUMBER: _builtins.int
     constitution: _builtins.str
     """Only labels under this constitution, "constitutions/{constitution}"."""
+    judge_digest: _builtins.str
+    """Only labels of the judge with these weights, 64 lower-case hex digits."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Only labels made from this time on."""
@@ -898,10 +901,11 @@ class GetLabelQualityRequest(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         slices: _abc.Iterable[_builtins.str] | None = ...,
+        judge_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["constitution", b"constitution", "end_time", b"end_time", "slices", b"slices", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["constitution", b"constitution", "end_time", b"end_time", "judge_digest", b"judge_digest", "slices", b"slices", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -924,7 +928,7 @@ class QualityStatistic(_message.Message):
     slice: _builtins.str
     """Slice, for example "category=harmful"; empty for all labels."""
     value: _builtins.float
-    """Estimate; its unit follows from the statistic. Unset when it cannot be known."""
+    """Estimate; its unit follows from the statistic, docs/label-quality.md defines each. Unset when it cannot be known."""
     low: _builtins.float
     """Lower end of the 95 % confidence interval. Unset when it cannot be known."""
     high: _builtins.float
@@ -961,6 +965,55 @@ class QualityStatistic(_message.Message):
 Global___QualityStatistic: _TypeAlias = QualityStatistic  # noqa: Y015
 
 @_typing.final
+class ReliabilityBin(_message.Message):
+    """Labels of similar confidence: how sure the judge was of them, and how often people agreed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLICE_FIELD_NUMBER: _builtins.int
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    NUM_LABELS_FIELD_NUMBER: _builtins.int
+    MEAN_CONFIDENCE_FIELD_NUMBER: _builtins.int
+    ACCURACY_FIELD_NUMBER: _builtins.int
+    slice: _builtins.str
+    """Slice, for example "category=harmful"; empty for all labels."""
+    low: _builtins.float
+    """Lower end of the confidence max(p, 1 - p), in [0.5, 1)."""
+    high: _builtins.float
+    """Upper end of the confidence, in (0.5, 1]; exclusive but for the last bin."""
+    num_labels: _builtins.int
+    """Labels in the bin that people voted on."""
+    mean_confidence: _builtins.float
+    """Mean confidence of the bin's labels, in [0.5, 1]. Unset for an empty bin."""
+    accuracy: _builtins.float
+    """Share of people who preferred what the judge preferred, in [0, 1]. Unset for an empty bin."""
+    def __init__(
+        self,
+        *,
+        slice: _builtins.str = ...,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+        num_labels: _builtins.int = ...,
+        mean_confidence: _builtins.float | None = ...,
+        accuracy: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_mean_confidence", b"_mean_confidence", "accuracy", b"accuracy", "mean_confidence", b"mean_confidence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy", "_mean_confidence", b"_mean_confidence", "accuracy", b"accuracy", "high", b"high", "low", b"low", "mean_confidence", b"mean_confidence", "num_labels", b"num_labels", "slice", b"slice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__accuracy: _TypeAlias = _typing.Literal["accuracy"]  # noqa: Y015
+    _WhichOneofArgType__accuracy: _TypeAlias = _typing.Literal["_accuracy", b"_accuracy"]  # noqa: Y015
+    _WhichOneofReturnType__mean_confidence: _TypeAlias = _typing.Literal["mean_confidence"]  # noqa: Y015
+    _WhichOneofArgType__mean_confidence: _TypeAlias = _typing.Literal["_mean_confidence", b"_mean_confidence"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__accuracy) -> _WhichOneofReturnType__accuracy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_confidence) -> _WhichOneofReturnType__mean_confidence | None: ...
+
+Global___ReliabilityBin: _TypeAlias = ReliabilityBin  # noqa: Y015
+
+@_typing.final
 class GetLabelQualityResponse(_message.Message):
     """Response of GetLabelQuality."""
 
@@ -968,6 +1021,13 @@ class GetLabelQualityResponse(_message.Message):
 
     STATISTICS_FIELD_NUMBER: _builtins.int
     COMPUTE_TIME_FIELD_NUMBER: _builtins.int
+    RELIABILITY_FIELD_NUMBER: _builtins.int
+    NUM_LABELS_FIELD_NUMBER: _builtins.int
+    NUM_REVIEWED_FIELD_NUMBER: _builtins.int
+    num_labels: _builtins.int
+    """Comparisons of the judge that were looked at."""
+    num_reviewed: _builtins.int
+    """Of those, how many people voted on."""
     @_builtins.property
     def statistics(self) -> _containers.RepeatedCompositeFieldContainer[Global___QualityStatistic]:
         """Statistics, ordered by statistic, then slice."""
@@ -976,15 +1036,22 @@ class GetLabelQualityResponse(_message.Message):
     def compute_time(self) -> _timestamp_pb2.Timestamp:
         """When they were computed, UTC."""
 
+    @_builtins.property
+    def reliability(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReliabilityBin]:
+        """Ten bins of equal width a slice, for slices that people voted on, ordered by slice, then confidence."""
+
     def __init__(
         self,
         *,
         statistics: _abc.Iterable[Global___QualityStatistic] | None = ...,
         compute_time: _timestamp_pb2.Timestamp | None = ...,
+        reliability: _abc.Iterable[Global___ReliabilityBin] | None = ...,
+        num_labels: _builtins.int = ...,
+        num_reviewed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compute_time", b"compute_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_time", b"compute_time", "statistics", b"statistics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_time", b"compute_time", "num_labels", b"num_labels", "num_reviewed", b"num_reviewed", "reliability", b"reliability", "statistics", b"statistics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
