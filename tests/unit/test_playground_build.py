@@ -20,7 +20,7 @@ from rlaif_pipelines.playground.models import load_model
 from rlaif_pipelines.playground.principles import DIMENSIONS, TRAINED_WORDINGS
 from rlaif_pipelines.playground.tokenizer import build_tokenizer, load_tokenizer
 
-TINY = BuildSteps(policy=2, judge=3, num_pairs=4, num_harmful=4, num_other=2)
+TINY = BuildSteps(policy=2, judge=3, num_pairs=4, num_writings=4, num_harmful=4, num_other=2)
 
 
 def silent(part: str, step: int, num_steps: int, figures: Mapping[str, float]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -35,8 +36,9 @@ class BuildSteps:
     """Optimiser steps of the two models, and the size of the closing measurement."""
 
     policy: int = 1400
-    judge: int = 2600
+    judge: int = 3000
     num_pairs: int = 800
+    num_writings: int = 400
     num_harmful: int = 240
     num_other: int = 80
 
@@ -51,8 +53,11 @@ def build(
 ) -> dict[str, Any]:
     """Fills `out_dir` with `policy/`, `judge/` and playground.json; returns what the latter holds.
 
-    Takes about 15 minutes on two idle cores. Started again after a stop it goes on with the first part not yet there.
+    Takes about 20 minutes on two cores. Started again after a stop it goes on with the first part not yet there.
     """
+    # Read when torch is loaded. Threads that spin while they wait make a build on shared cores many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
     from rlaif_pipelines.playground.judge import train_judge
     from rlaif_pipelines.playground.models import deterministic, load_model, save_model
     from rlaif_pipelines.playground.policy import train_policy
@@ -74,7 +79,13 @@ def build(
         # From the saved weights, bf16 as they are, so that a build that was stopped here ends the same.
         judge = parts.make(
             "judge",
-            inputs={**world, "steps": steps.judge, "policy": policy, "template": COMPACT.sha256},
+            inputs={
+                **world,
+                "steps": steps.judge,
+                "policy": policy,
+                "template": COMPACT.sha256,
+                "writing_template": COMPACT.writing_sha256,
+            },
             write=lambda folder: save_model(
                 train_judge(
                     load_model(out_dir / "policy"), tokenizer, seed=seed, num_steps=steps.judge, progress=progress
@@ -120,7 +131,14 @@ def _figures(
     texts = sample_texts(policy, tokenizer, chosen, seed=seed)
     return {
         "policy": policy_figures(list(zip(chosen, texts, strict=True))),
-        "judge": judge_figures(judge, policy, tokenizer, num_pairs=steps.num_pairs, num_sampled=steps.num_other),
+        "judge": judge_figures(
+            judge,
+            policy,
+            tokenizer,
+            num_pairs=steps.num_pairs,
+            num_sampled=steps.num_other,
+            num_writings=steps.num_writings,
+        ),
     }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rlaif.playground.answers import compose, sample_kind
 from rlaif.playground.gold import GoldScore, evaluate, prefers, prefers_by
 from rlaif.playground.world import CATEGORIES, Prompt, evaluation_prompts, prompts_of
+from rlaif_pipelines.playground.held_out_writing import writing_figures
 from rlaif_pipelines.playground.inference import expected_scores, probabilities_first, sample_texts
 from rlaif_pipelines.playground.judge_examples import JudgePrompts
 from rlaif_pipelines.playground.principles import DIMENSIONS, HELD_OUT_WORDINGS, TRAINED_WORDINGS, Dimension
@@ -56,8 +57,9 @@ def judge_figures(
     *,
     num_pairs: int,
     num_sampled: int,
+    num_writings: int,
 ) -> Figures:
-    """Accuracy on composed pairs, and how well scores rank composed answers and the policy's own."""
+    """Accuracy on composed pairs, how well scores rank composed and sampled answers, and what revisions gain."""
     prompts = JudgePrompts(tokenizer)
     composed = composed_pairs(num_pairs)
     sampled = sampled_pairs(policy, tokenizer, num_per_category=num_sampled)
@@ -71,7 +73,32 @@ def judge_figures(
         "score": score_figures(judge, prompts, composed, trained),
         "score_unseen_wording": score_figures(judge, prompts, composed, unseen),
         "score_policy_samples": score_figures(judge, prompts, sampled, trained),
+        "writing": writing_figures(
+            judge,
+            tokenizer,
+            number=num_writings,
+            trained=trained,
+            unseen=unseen,
+            sampled=[(prompt, first) for prompt, first, _ in sampled],
+        ),
     }
+
+
+def headlines(judge: Figures) -> list[str]:
+    """The judge's figures that decide whether it may be shipped, a line each."""
+    lines = [
+        f"{name}: accuracy {found['accuracy']}, position bias {found['position_bias']}"
+        for name, found in judge["compare"].items()
+    ]
+    for name in ("all_principles", "one_principle"):
+        found = judge["writing"][name]
+        win = found["win_rate"]
+        lines.append(
+            f"revisions of bad replies, {name}: better {win['value']} ({win['low']} to {win['high']}, "
+            f"n={found['num_cases']}), unchanged {found['unchanged']}, "
+            f"gravest fault named {found['names_gravest_fault']}"
+        )
+    return lines
 
 
 def composed_pairs(number: int, *, seed: int = _SEED) -> list[Pair]:

@@ -1,4 +1,4 @@
-"""What the builder asks of its own models: samples from the policy, verdicts and expected scores from the judge.
+"""What the builder asks of its own models: samples from the policy; verdicts, scores and revisions from the judge.
 
 Shapes: B contexts, Q questions, V vocabulary.
 """
@@ -6,6 +6,7 @@ Shapes: B contexts, Q questions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from rlaif.core.template import SCORE_LABELS, VERDICT_LABELS
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS: Final = 72
 _SAMPLES_PER_BATCH: Final = 256
 _CONTEXTS_PER_BATCH: Final = 64
+MAX_WRITTEN_TOKENS: Final = 96
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What the judge wrote about one reply, and instead of it."""
+
+    critique: str
+    revision: str
 
 
 def sample_texts(
@@ -72,6 +82,60 @@ def expected_scores(
     return [[sum(score * p for score, p in enumerate(chances, 1)) for chances in row] for row in rows]
 
 
+def write(
+    model: LlamaForCausalLM,
+    prompts: JudgePrompts,
+    tokenizer: PreTrainedTokenizerFast,
+    replies: Sequence[tuple[Prompt, str]],
+    principles: Sequence[str],
+) -> list[Writing]:
+    """For each reply, greedily, a critique under the principle of the same index and a revision after that critique."""
+    items = [(prompt, (reply,)) for prompt, reply in replies]
+    criticised = [
+        [*context, *question]
+        for context, question in zip(
+            prompts.contexts(items, form="critique"),
+            prompts.writing_questions([(principle, None) for principle in principles]),
+            strict=True,
+        )
+    ]
+    critiques = _continued(model, tokenizer, criticised)
+    revised = [
+        [*context, *question]
+        for context, question in zip(
+            prompts.contexts(items, form="revise"),
+            prompts.writing_questions(list(zip(principles, critiques, strict=True))),
+            strict=True,
+        )
+    ]
+    revisions = _continued(model, tokenizer, revised)
+    return [Writing(critique, revision) for critique, revision in zip(critiques, revisions, strict=True)]
+
+
+def _continued(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, ids: Sequence[Sequence[int]]) -> list[str]:
+    """The greedy continuation of each prompt, to the end of the turn."""
+    import torch
+
+    model.eval()
+    order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+    texts = [""] * len(ids)
+    for start in range(0, len(order), _CONTEXTS_PER_BATCH):
+        chunk = order[start : start + _CONTEXTS_PER_BATCH]
+        encoded = tokenizer.pad({"input_ids": [list(ids[index]) for index in chunk]}, return_tensors="pt")
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=encoded["input_ids"],
+                attention_mask=encoded["attention_mask"],
+                do_sample=False,
+                max_new_tokens=MAX_WRITTEN_TOKENS,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        written = tokenizer.batch_decode(out[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+        for index, text in zip(chunk, written, strict=True):
+            texts[index] = text
+    return texts
+
+
 def _label_probabilities(
     model: LlamaForCausalLM,
     prompts: JudgePrompts,
@@ -83,8 +147,9 @@ def _label_probabilities(
     import torch
 
     model.eval()
-    contexts = prompts.contexts(items)
-    questions = [prompts.question(wording, compare=len(labels) == len(VERDICT_LABELS)) for wording in wordings]
+    compare = len(labels) == len(VERDICT_LABELS)
+    contexts = prompts.contexts(items, form="compare" if compare else "score")
+    questions = [prompts.question(wording, compare=compare) for wording in wordings]
     label_ids = prompts.label_ids(labels)
     order = sorted(range(len(items)), key=lambda index: len(contexts[index]))
     found: list[list[list[float]]] = [[] for _ in items]

@@ -26,6 +26,9 @@ def build(
 ) -> None:
     """Rebuild world, tokenizer, policy and judge from nothing; about 20 minutes on two cores."""
     from rlaif_pipelines.playground.build import build as build_playground
+    from rlaif_pipelines.playground.held_out import headlines
 
-    build_playground(out, seed=seed, threads=threads)
+    record = build_playground(out, seed=seed, threads=threads)
+    for line in headlines(record["figures"]["judge"]):
+        typer.echo(line, err=True)
     typer.echo(str(out))
