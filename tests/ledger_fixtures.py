@@ -66,6 +66,7 @@ class ServedLedger:
 
     stub: ledger_service_pb2_grpc.LedgerServiceAsyncStub
     client: ClientSettings
+    metrics_address: str | None = None
 
     async def record(self, *labels: pb.Label, request_id: str | None = None) -> pb.RecordLabelsResponse:
         return await self.stub.RecordLabels(pb.RecordLabelsRequest(labels=labels, request_id=request_id or new_id()))
@@ -75,13 +76,16 @@ class ServedLedger:
 
 
 @asynccontextmanager
-async def serving_ledger(database_url: str, **changes: object) -> AsyncIterator[ServedLedger]:
+async def serving_ledger(
+    database_url: str, *, metrics_address: str | None = None, **changes: object
+) -> AsyncIterator[ServedLedger]:
     """The ledger in that database, served for as long as the block runs."""
-    listen = OversightListenSettings(metrics_address=None)
+    listen = OversightListenSettings(metrics_address=metrics_address)
     settings = OversightSettings.model_validate(
         {"listen": listen, "database_url": database_url, "migrate": True, **changes}
     )
     async with serving(make_service(settings), listen) as server:
         client = ClientSettings(target=server.address)
         async with open_aio_channel(client) as channel:
-            yield ServedLedger(stub=ledger_service_pb2_grpc.LedgerServiceStub(channel), client=client)
+            stub = ledger_service_pb2_grpc.LedgerServiceStub(channel)
+            yield ServedLedger(stub=stub, client=client, metrics_address=server.metrics_address)

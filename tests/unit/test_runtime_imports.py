@@ -5,7 +5,19 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "sqlalchemy", "alembic", "kfp", "deepspeed", "prometheus_client", "opentelemetry")
+HEAVY = (
+    "torch",
+    "transformers",
+    "sqlalchemy",
+    "alembic",
+    "kfp",
+    "deepspeed",
+    "prometheus_client",
+    "opentelemetry",
+    "numpy",
+    "scipy",
+    "statsmodels",
+)
 
 
 @pytest.mark.parametrize(
@@ -13,6 +25,7 @@ HEAVY = ("torch", "transformers", "sqlalchemy", "alembic", "kfp", "deepspeed", "
     [
         "rlaif.client, rlaif.client.channel, rlaif.client.ledger",
         "rlaif.client.judge, rlaif.client.sampler, rlaif.client.reward",
+        "rlaif.client.review, rlaif.client.judged_pairs, rlaif.core.calibration, rlaif.core.calibration_fit",
         "rlaif.runtime.settings, rlaif.runtime.artifacts, rlaif.runtime.logging, rlaif.oversight.settings",
     ],
 )

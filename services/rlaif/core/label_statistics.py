@@ -93,7 +93,9 @@ DIMENSIONS: Final[Mapping[str, Callable[[JudgedPair], str]]] = {
 """By name: the slice that a pair belongs to, empty when it is not known."""
 
 
-def label_statistics(pairs: Sequence[JudgedPair], *, dimensions: Sequence[str] = ()) -> LabelStatistics:
+def label_statistics(
+    pairs: Sequence[JudgedPair], *, dimensions: Sequence[str] = (), max_slices: int = MAX_SLICES
+) -> LabelStatistics:
     """Every statistic over all pairs, then by the slices of each dimension; InvalidInputError for an unknown one."""
     slices = {"": list(pairs)}
     for index, dimension in enumerate(dimensions):
@@ -101,7 +103,7 @@ def label_statistics(pairs: Sequence[JudgedPair], *, dimensions: Sequence[str] =
             raise InvalidInputError(
                 f"unknown slice {dimension!r}; there are {', '.join(DIMENSIONS)}", field=f"slices[{index}]"
             )
-        slices |= slice_pairs(pairs, dimension)
+        slices |= slice_pairs(pairs, dimension, most=max_slices)
     return LabelStatistics(
         statistics=tuple(
             SliceStatistic(statistic, name, estimate(slices[name]))
@@ -116,11 +118,11 @@ def label_statistics(pairs: Sequence[JudgedPair], *, dimensions: Sequence[str] =
     )
 
 
-def slice_pairs(pairs: Sequence[JudgedPair], dimension: str) -> dict[str, list[JudgedPair]]:
+def slice_pairs(pairs: Sequence[JudgedPair], dimension: str, *, most: int = MAX_SLICES) -> dict[str, list[JudgedPair]]:
     """Pairs by "dimension=value"; those of no known value are in none, rare values are together under OTHER."""
     value_of = DIMENSIONS[dimension]
     counts = Counter(value for pair in pairs if (value := value_of(pair)))
-    kept = {value for value, _ in counts.most_common(MAX_SLICES)}
+    kept = {value for value, _ in counts.most_common(most)}
     slices: dict[str, list[JudgedPair]] = defaultdict(list)
     for pair in pairs:
         if value := value_of(pair):

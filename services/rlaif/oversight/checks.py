@@ -82,7 +82,9 @@ def check_label(label: ledger_service_pb2.Label, *, field: str) -> None:
     check_sha256(label.request_sha256, field=f"{field}.request_sha256")
     _check_text(label.annotator, most=_MAX_ANNOTATOR_CHARACTERS, field=f"{field}.annotator")
     if label.annotator and label.source == _AI:
-        raise InvalidInputError(f"{field}.annotator is of people; the judge made this label", field=f"{field}.annotator")
+        raise InvalidInputError(
+            f"{field}.annotator is of people; the judge made this label", field=f"{field}.annotator"
+        )
     decision = label.WhichOneof("decision")
     if decision is None:
         raise InvalidInputError(f"{field} must hold a verdict or a score", field=f"{field}.decision")

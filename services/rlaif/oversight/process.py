@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import grpc
 
+from rlaif.oversight import quality_metrics
 from rlaif.oversight.database import Database
+from rlaif.oversight.quality import QualityReader
+from rlaif.oversight.review_servicer import ReviewServicer
 from rlaif.oversight.schema import check_schema, upgrade_schema
 from rlaif.oversight.servicer import LedgerServicer
 from rlaif.oversight.settings import OversightSettings
@@ -27,17 +31,19 @@ def make_service(settings: OversightSettings) -> Service:
 
 
 class _Process:
-    """Owns the database."""
+    """Owns the database and the task that keeps the metrics of label quality."""
 
     def __init__(self, settings: OversightSettings) -> None:
         self._settings = settings
         self._database: Database | None = None
         self._ledger = LedgerServicer(settings.limits)
+        self._quality = QualityReader()
+        self._refreshing: asyncio.Task[None] | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
         ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server(self._ledger, server)
         review_service_pb2_grpc.add_ReviewServiceServicer_to_server(
-            review_service_pb2_grpc.ReviewServiceServicer(),  # type: ignore[abstract]  # each method answers NOT_SERVED
+            ReviewServicer(self._quality),  # type: ignore[abstract]  # methods it lacks answer NOT_SERVED
             server,
         )
 
@@ -47,8 +53,14 @@ class _Process:
         if settings.migrate:
             await asyncio.to_thread(upgrade_schema, self._database.engine)
         await asyncio.to_thread(check_schema, self._database.engine)
-        self._ledger.database = self._database
+        self._ledger.database = self._quality.database = self._database
+        self._refreshing = asyncio.create_task(quality_metrics.refresh(self._quality, settings.quality))
 
     async def stop(self) -> None:
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._refreshing
+        await self._quality.close()
         if self._database is not None:
             await self._database.close()

@@ -32,6 +32,17 @@ class LedgerLimits(SettingsModel):
     """Threads, and so database connections, that read at once."""
 
 
+class QualitySettings(SettingsModel):
+    """Label quality as metrics: computed again when somebody scrapes and the ledger has grown."""
+
+    refresh_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    """Least time between two computations; ten times as long as one takes, where that is longer."""
+    window_hours: float = Field(default=168.0, gt=0, allow_inf_nan=False)
+    """Metrics are over the labels of so many hours."""
+    max_labels: int = Field(default=100_000, ge=1)
+    """Of these, at most so many, the newest."""
+
+
 class OversightSettings(SettingsModel):
     """Everything `python -m rlaif.oversight` can be told."""
 
@@ -43,6 +54,8 @@ class OversightSettings(SettingsModel):
     """Bring the database's schema up to date at start. Unset means yes for SQLite, no for PostgreSQL."""
     limits: LedgerLimits = LedgerLimits()
     """Bounds of one request."""
+    quality: QualitySettings = QualitySettings()
+    """Label quality as metrics."""
 
     @model_validator(mode="before")
     @classmethod

@@ -54,6 +54,7 @@ labels = Table(
     Column("label_sha256", String(64), nullable=False),
     UniqueConstraint("sequence", "position", name="labels_in_order"),
     Index("labels_by_constitution", "constitution", "sequence", "position"),
+    Index("labels_by_source", "source", "create_time_us"),
 )
 
 requests = Table(
