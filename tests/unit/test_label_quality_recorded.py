@@ -133,7 +133,7 @@ def read_mt_bench(name: str) -> list[dict[str, object]]:
 
 
 def in_one_order(row: dict[str, object]) -> tuple[tuple[object, ...], float]:
-    """What was compared, models by name, and P(first preferred): kappa must not depend on which file names which first."""
+    """What was compared, models by name, and P(first preferred): kappa must not depend on who is named first."""
     question, turn, a, b = (row[key] for key in KEYS)
     vote = VOTES.get(str(row["winner"]), 0.5)
     return ((question, turn, a, b), vote) if str(a) < str(b) else ((question, turn, b, a), 1 - vote)
