@@ -19,7 +19,7 @@ RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 PROTOS := $(wildcard proto/rlaif/v1/*.proto)
 
-.PHONY: help install install-dev run test test-fast test-slow lint format proto proto-check bench bench-loop playground clean
+.PHONY: help install install-dev run test test-fast test-slow lint format proto proto-check bench bench-loop bench-judge playground clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -73,10 +73,13 @@ proto-check: $(DEV_STAMP)  ## Fail when the committed stubs are not what proto/ 
 	diff -r -x __init__.py -x __pycache__ build/proto/rlaif/v1 services/rlaif/v1 || \
 	  { echo "services/rlaif/v1 differs from proto/: run make proto"; exit 1; }
 
-bench: bench-loop  ## All benchmarks
+bench: bench-judge bench-loop  ## All benchmarks
 
 bench-loop: $(DEV_STAMP)  ## The whole loop, 3 seeds a route: win rate, harm, over-refusal, seconds
 	$(BIN)/python tests/bench/loop.py $(ARGS)
+
+bench-judge: $(DEV_STAMP)  ## The judge against its own engine, a plain loop and no shared prefixes; requests/s without a model
+	$(BIN)/python tests/bench/judge.py $(ARGS)
 
 playground: $(RUN_STAMP)  ## Rebuild the playground's models from nothing into build/playground
 	$(BIN)/rlaif playground build --out build/playground $(ARGS)

@@ -1,4 +1,4 @@
-"""The whole loop as `make run` runs it: the policy becomes better, and what it becomes is what the constitution says."""
+"""The loop as `make run` runs it: the policy becomes better, and what it becomes is what the constitution says."""
 
 from __future__ import annotations
 
