@@ -244,3 +244,41 @@ async def test_a_job_whose_caller_left_gives_up_its_other_turns():
     await running
     await batcher.close()
     assert recorder.batches == [[0]]
+
+
+async def test_a_caller_that_gave_up_a_long_job_is_not_charged_for_it():
+    recorder = Recorder()
+    batcher = make(recorder, mix=False, max_turn_items=4)
+    running = await busy(recorder, batcher)
+    given_up = calling("impatient", batcher, range(100, 140))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
+    tasks = [calling("steady", batcher, [i]) for i in range(1, 4)]
+    await asyncio.sleep(0)
+    tasks += [calling("impatient", batcher, [200 + i]) for i in range(3)]
+    await asyncio.sleep(0)
+    recorder.gate.set()
+    await asyncio.gather(running, *tasks)
+    assert [batch[0] for batch in recorder.batches[1:]] == [1, 200, 2, 201, 3, 202]
+    await batcher.close()
+
+
+async def test_what_was_given_up_holds_no_place_in_the_queue():
+    recorder = Recorder()
+    batcher = make(recorder, mix=False, max_queue_items=8)
+    running = await busy(recorder, batcher)
+    given_up = calling("impatient", batcher, range(100, 107))
+    kept = calling("impatient", batcher, [3])
+    await asyncio.sleep(0)
+    given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
+    assert batcher.num_queued == 1
+    admitted = calling("impatient", batcher, [4, 5, 6])
+    await asyncio.sleep(0)
+    recorder.gate.set()
+    assert await kept == [30]
+    assert await admitted == [40, 50, 60]
+    await running
+    await batcher.close()
+    assert recorder.batches == [[0], [3], [4, 5, 6]]

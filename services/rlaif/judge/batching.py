@@ -96,6 +96,8 @@ class Batcher(Generic[Item, Result]):
                 if not unit.results.cancel() and not unit.results.cancelled():
                     # Read, so that the failure of a later turn is not reported as never retrieved.
                     unit.results.exception()
+            if any(unit.results.cancelled() for unit in units):
+                self._withdraw(caller)
         return results
 
     async def close(self) -> None:
@@ -132,14 +134,29 @@ class Batcher(Generic[Item, Result]):
         self._num_queued += len(items)
         return unit
 
+    def _withdraw(self, caller: str) -> None:
+        """Takes what a caller gave up out of the queue: it holds no place, and the caller is not charged for it."""
+        gone = [entry for entry in self._queue if entry[-1].caller == caller and entry[-1].results.cancelled()]
+        if not gone:
+            return
+        self._queue = [entry for entry in self._queue if not entry[-1].results.cancelled()]
+        heapq.heapify(self._queue)
+        left = [start + len(unit.items) for start, _, unit in self._queue if unit.caller == caller]
+        self._finish[caller] = max([min(start for start, _, _ in gone), *left])
+        for _, _, unit in gone:
+            self._discount(unit)
+
     def _dequeue(self) -> _Unit[Item, Result]:
         self._clock, _, unit = heapq.heappop(self._queue)
+        self._discount(unit)
+        return unit
+
+    def _discount(self, unit: _Unit[Item, Result]) -> None:
         self._num_queued -= len(unit.items)
         self._queued[unit.caller] -= len(unit.items)
         if not self._queued[unit.caller]:
             del self._queued[unit.caller]
             self._finish = {caller: finish for caller, finish in self._finish.items() if finish > self._clock}
-        return unit
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
