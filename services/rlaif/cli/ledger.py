@@ -26,7 +26,7 @@ DEFAULT_FOLDER = Path("runs/services")
 @app.command(epilog="Exit code 0 when the chain is whole, 1 when it is broken. Example: rlaif ledger verify runs/first")
 def verify(folder: Folder = DEFAULT_FOLDER, *, target: Target = "") -> int:
     """Recompute the hash chain and name the first altered, missing or reordered event."""
-    with _open_ledger(folder, target) as ledger:
+    with open_ledger(folder, target) as ledger:
         found = ledger.verify()
     if found.broken_at:
         typer.echo(f"BROKEN at {found.broken_at}: {found.fault.replace('_', ' ')} ({found.num_events} events)")
@@ -46,7 +46,7 @@ def events(
     """Print events, oldest first, one JSON object a line."""
     from google.protobuf.json_format import MessageToDict
 
-    with _open_ledger(folder, target) as ledger:
+    with open_ledger(folder, target) as ledger:
         for event in ledger.list_events(event_type=type_, subject=subject):
             typer.echo(json.dumps(MessageToDict(event, preserving_proto_field_name=True), ensure_ascii=False))
 
@@ -65,7 +65,7 @@ def export(
 
     from rlaif.runtime.artifacts import atomic_write_text
 
-    with _open_ledger(folder, target) as ledger:
+    with open_ledger(folder, target) as ledger:
         lines = [
             json.dumps(MessageToDict(label, preserving_proto_field_name=True), ensure_ascii=False)
             for label in ledger.export_labels()
@@ -79,20 +79,30 @@ def export(
 
 
 @contextmanager
-def _open_ledger(folder: Path, target: str) -> Iterator[LedgerClient]:
-    """A client of the service at `target`, of the one that runs from `folder`, or of one started for this call."""
+def oversight_address(folder: Path, target: str) -> Iterator[str]:
+    """Address of the service at `target`, of the one that runs from `folder`, or of one started for this call."""
     from rlaif.cli.addresses import announce_path, read_announcement
     from rlaif.cli.status import is_service
 
     if target:
-        yield _client(target)
+        yield target
         return
     announcement = read_announcement(announce_path(folder, "oversight"))
     if announcement and is_service(announcement):
-        yield _client(announcement.address)
+        yield announcement.address
         return
     with _temporary_oversight(folder) as address:
-        yield _client(address)
+        yield address
+
+
+@contextmanager
+def open_ledger(folder: Path, target: str) -> Iterator[LedgerClient]:
+    """A client of the ledger at `target`, of the one that runs from `folder`, or of one started for this call."""
+    from rlaif.client.ledger import LedgerClient
+    from rlaif.runtime.settings import ClientSettings
+
+    with oversight_address(folder, target) as address, LedgerClient(ClientSettings(target=address)) as ledger:
+        yield ledger
 
 
 @contextmanager
@@ -123,10 +133,3 @@ def _temporary_oversight(folder: Path) -> Iterator[str]:
             ),
         )
         yield announcement.address
-
-
-def _client(target: str) -> LedgerClient:
-    from rlaif.client.ledger import LedgerClient
-    from rlaif.runtime.settings import ClientSettings
-
-    return LedgerClient(ClientSettings(target=target))

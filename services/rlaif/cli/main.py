@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import typer
 
 from rlaif.cli import compile as compile_verb
-from rlaif.cli import constitution, down, exits, judge, ledger, playground, report, run, serve, status, up
+from rlaif.cli import constitution, down, exits, judge, labels, ledger, playground, report, run, serve, status, up
 from rlaif.core.errors import RlaifError
 
 _UsageError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -36,6 +36,7 @@ app.command("serve", epilog=serve.EPILOG)(serve.serve)
 app.command("compile", epilog=compile_verb.EPILOG)(compile_verb.compile_)
 app.add_typer(constitution.app, name="constitution")
 app.add_typer(judge.app, name="judge")
+app.add_typer(labels.app, name="labels")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(playground.app, name="playground")
 

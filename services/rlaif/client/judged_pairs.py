@@ -102,6 +102,7 @@ def _judged(label: pb.Label, *, pair: str, people: _People) -> JudgedPair:
             else ()
         ),
         num_characters=_num_characters(subject) or people.num_characters,
+        conversation=subject.conversation_sha256[:_ID_DIGITS],
         judge=sys.intern(provenance.model.digest[:_JUDGE_CHARACTERS] or provenance.model.uri),
         constitution=sys.intern(constitution),
         category=sys.intern(subject.category or people.category),

@@ -34,6 +34,8 @@ class JudgedPair:
     """P(first preferred) according to each judge of a panel that voted."""
     num_characters: tuple[int, int] | None = None
     """Lengths of both responses; None when neither texts nor lengths were kept."""
+    conversation: str = ""
+    """Identity of the conversation."""
     judge: str = ""
     constitution: str = ""
     category: str = ""
