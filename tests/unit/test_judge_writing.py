@@ -12,6 +12,7 @@ from rlaif.core.constitution import Constitution, Exemplar, Principle
 from rlaif.core.errors import InvalidInputError
 from rlaif.core.preference import AbstentionReason
 from rlaif.core.template import COMPACT
+from rlaif.engine.protocol import ChoiceLogprobs, ChoiceRequest, TokenIds
 from rlaif.judge.generation import text_request
 from rlaif.judge.tasks import Candidate, JudgingOptions, Reasoning
 from rlaif.v1 import judge_service_pb2
@@ -153,6 +154,32 @@ async def test_a_rationale_that_does_not_end_is_not_used():
     assert verdict.raw_probability_first == pytest.approx(0.65)
     none = (await reasoned(engine)).verdict
     assert none.preference == judge_service_pb2.PREFERENCE_ABSTAIN
+    assert none.abstention_reason == judge_service_pb2.ABSTENTION_REASON_UNPARSEABLE
+
+
+class SwellingEngine(ScriptedEngine):
+    """Reads "~" back as many tokens, and refuses what its context does not hold, as engines do."""
+
+    def encode_judge_prompt(self, context: str, question: str) -> tuple[TokenIds, TokenIds]:
+        return super().encode_judge_prompt(context, question.replace("~", "~" * 100))
+
+    async def choice_logprobs(self, requests: Sequence[ChoiceRequest]) -> list[ChoiceLogprobs]:
+        for request in requests:
+            longest = len(request.prefix_ids) + max(map(len, request.suffixes))
+            assert longest + 1 <= self.context_length, "refused"
+        return await super().choice_logprobs(requests)
+
+
+async def test_a_rationale_that_outgrows_the_context_when_read_back_is_not_used():
+    engine = SwellingEngine(
+        after_rationale,
+        write=lambda prompt, index: "Mixing is good." if index == 1 else "Mixing is good~~~~~~~~~~",
+        context_length=600,
+    )
+    verdict = (await reasoned(engine, reasoning=Reasoning(2, DECODING))).verdict
+    assert verdict.raw_probability_first == pytest.approx(0.65)
+    assert "~" not in verdict.rationale
+    none = (await reasoned(engine)).verdict
     assert none.abstention_reason == judge_service_pb2.ABSTENTION_REASON_UNPARSEABLE
 
 

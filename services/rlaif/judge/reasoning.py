@@ -51,9 +51,10 @@ class _Presentation:
 
 @dataclass(frozen=True)
 class _Reasons:
-    """The usable rationales of one presentation under one principle."""
+    """The usable rationales of one presentation under one principle, and for each what asks for the verdict."""
 
     texts: tuple[str, ...]
+    suffixes: tuple[TokenIds, ...]
 
 
 class Reasoner:
@@ -80,11 +81,11 @@ class Reasoner:
         presentations = await self._plan(self._presentations, tasks, refuse_too_long)
         asked = [request for each in _present(presentations) for request in each.rationale_requests]
         written = iter(await self._run_generate(asked))
-        reasons = [
-            [_reasons(next(written)) for _ in each.rationale_requests] if each is not None else []
-            for each in presentations
+        generations = [
+            [next(written) for _ in each.rationale_requests] if each is not None else [] for each in presentations
         ]
-        requests = await self._plan(self._verdict_requests, tasks, presentations, reasons)
+        reasons = await self._plan(self._reasons, tasks, presentations, generations)
+        requests = [self._verdict_request(*each) for each in zip(presentations, reasons, strict=True)]
         answers = iter(await self._run_choices([request for request in requests if request is not None]))
         votes = [
             _order_votes(each, next(answers) if request is not None else None)
@@ -132,26 +133,40 @@ class Reasoner:
             )
         return _Presentation(prefix, tuple(requests))
 
-    def _verdict_requests(
+    def _reasons(
         self,
         tasks: Sequence[Task],
         presentations: Sequence[_Presentation | None],
-        reasons: Sequence[Sequence[_Reasons]],
-    ) -> list[ChoiceRequest | None]:
-        """One a presentation, a suffix for every usable rationale; None where there is none."""
-        requests: list[ChoiceRequest | None] = []
-        for index, (presentation, each) in enumerate(zip(presentations, reasons, strict=True)):
-            if presentation is None or not any(reason.texts for reason in each):
-                requests.append(None)
-                continue
-            questions = [
-                self._template.reasoned_comparison_question(principle.text, rationale=text)
-                for principle, reason in zip(tasks[index // 2].principles, each, strict=True)
-                for text in reason.texts
+        generations: Sequence[Sequence[Sequence[Generation]]],
+    ) -> list[list[_Reasons]]:
+        """For each presentation one a principle; none where the presentation is missing."""
+        return [
+            [
+                self._usable(presentation, principle.text, written)
+                for principle, written in zip(tasks[index // 2].principles, each, strict=True)
             ]
-            suffixes = tuple(self._engine.encode_judge_prompt("", question)[1] for question in questions)
-            requests.append(ChoiceRequest(presentation.prefix, suffixes, self._choices))
-        return requests
+            if presentation is not None
+            else []
+            for index, (presentation, each) in enumerate(zip(presentations, generations, strict=True))
+        ]
+
+    def _usable(self, presentation: _Presentation, principle: str, generations: Sequence[Generation]) -> _Reasons:
+        """Whole rationales whose verdict fits the context: read back, a text may have more tokens than when drawn."""
+        found = []
+        for text in map(read_text, generations):
+            question = self._template.reasoned_comparison_question(principle, rationale=text.content)
+            _, suffix = self._engine.encode_judge_prompt("", question)
+            longest = len(presentation.prefix) + len(suffix) + max(map(len, self._choices))
+            if text.content and longest <= self._engine.context_length:
+                found.append((text.content, suffix))
+        return _Reasons(tuple(text for text, _ in found), tuple(suffix for _, suffix in found))
+
+    def _verdict_request(self, presentation: _Presentation | None, reasons: Sequence[_Reasons]) -> ChoiceRequest | None:
+        """A suffix for every usable rationale; None where there is none."""
+        suffixes = tuple(suffix for each in reasons for suffix in each.suffixes)
+        if presentation is None or not suffixes:
+            return None
+        return ChoiceRequest(presentation.prefix, suffixes, self._choices)
 
     def _decision(
         self,
@@ -189,10 +204,6 @@ def _present(presentations: Iterable[_Presentation | None]) -> Iterator[_Present
 def _reasoning(task: Task) -> Reasoning:
     assert task.options.reasoning is not None
     return task.options.reasoning
-
-
-def _reasons(generations: Sequence[Generation]) -> _Reasons:
-    return _Reasons(tuple(text.content for text in map(read_text, generations) if text.content))
 
 
 def _order_votes(reasons: Sequence[_Reasons], answer: ChoiceLogprobs | None) -> list[OrderVote | None]:
