@@ -242,6 +242,24 @@ async def test_another_question_is_not_answered_from_the_ledger(change: dict[str
     assert len(ledger.labels) == 2
 
 
+async def test_a_category_is_part_of_the_label_that_holds_it():
+    ledger = MemoryLedger()
+    judge = make_judge(ScriptedEngine(position_biased), ledger)
+    await decide(judge, PAIR)
+    other = (await decide(judge, replace(PAIR, category="baking")))[0]
+    assert not other.recorded_before
+    assert other.label.subject.category == "baking"
+
+
+async def test_what_was_too_long_for_a_shorter_context_is_judged_in_a_longer_one():
+    ledger, texts = MemoryLedger(), Candidate(QUESTION, ("Mix and bake." * 20, "No idea."))
+    short = (await decide(make_judge(ScriptedEngine(position_biased, context_length=300), ledger), texts, PAIR))[0]
+    assert short.verdict.abstention_reason == judge_service_pb2.ABSTENTION_REASON_TOO_LONG
+    judge = make_judge(ScriptedEngine(position_biased), ledger)
+    decisions = await judge.decide([texts], constitution=CONSTITUTION, options=OPTIONS, refuse_too_long=True)
+    assert decisions[0].verdict.HasField("probability_first")
+
+
 async def test_a_judge_whose_weights_are_unknown_is_never_answered_from_the_ledger():
     ledger = MemoryLedger()
     judge = make_judge(engine := ScriptedEngine(position_biased, digest=""), ledger)

@@ -55,6 +55,7 @@ class Description:
         return digest(
             [
                 deciding.model_digest,
+                deciding.context_length,
                 self._template.sha256,
                 self._template.reasoning_sha256,
                 list(deciding.panel),

@@ -138,6 +138,7 @@ class Judge:
         return JudgeFingerprint(
             model_digest=self._engine.identity.digest,
             template_sha256=self._template.sha256,
+            context_length=self._engine.context_length,
             panel=await self._panel.fingerprint() if self._panel is not None else (),
         )
 

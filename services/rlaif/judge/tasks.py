@@ -84,12 +84,13 @@ class Task:
 class JudgeFingerprint:
     """What of the judge itself decides a label.
 
-    `panel` holds the rule, then a digest for each other judge. An empty digest, of the model or of such a judge, makes
-    every label its own.
+    `context_length`, in tokens, decides what is too long. `panel` holds the rule, then a digest for each other judge. An
+    empty digest, of the model or of such a judge, makes every label its own.
     """
 
     model_digest: str
     template_sha256: str
+    context_length: int = 0
     calibration: str = ""
     panel: tuple[str, ...] = ()
 
@@ -117,6 +118,7 @@ def make_tasks(
         "panel": list(fingerprint.panel),
         "calibration": fingerprint.calibration,
         "template": fingerprint.template_sha256,
+        "context_length": fingerprint.context_length,
         "constitution": constitution.sha256,
         "seed": seed,
         "min_verdict_mass": options.min_verdict_mass,
@@ -135,6 +137,7 @@ def make_tasks(
         request: dict[str, Any] = {
             **common,
             "principles": [principle.principle_id for principle in principles],
+            "category": candidate.category,
             "messages": to_json(candidate.conversation),
             "responses": list(candidate.responses),
         }
