@@ -19,12 +19,16 @@ import pytest
 import yaml
 
 from model_fixtures import write_model
+from rlaif.cli import main
 from rlaif.client.judge import JudgeClient, JudgeOptions, ResponsePair
 from rlaif.client.ledger import LedgerClient
+from rlaif.client.preference_labels import human_labels
 from rlaif.client.reward import JUDGE, RewardClient
-from rlaif.core.calibration import Calibration, CalibrationKey, CalibrationScores
+from rlaif.core.calibration import Calibration, CalibrationKey, CalibrationScores, parse_calibration
 from rlaif.core.conversation import Message
 from rlaif.core.errors import InvalidInputError, SettingsError
+from rlaif.core.human_preference import HumanPreference
+from rlaif.core.preference import Preference
 from rlaif.judge.process import make_service as make_judge_service
 from rlaif.judge.settings import JudgeSettings
 from rlaif.oversight.process import make_service as make_oversight_service
@@ -260,3 +264,41 @@ async def test_a_stale_calibration_stops_the_service(judge_model: Path, tmp_path
     with pytest.raises(SettingsError, match="stale: it was fitted on the judge eeeeeeeeeeee"):
         async with serving(make_judge_service(settings), LISTEN):
             pass
+
+
+async def test_a_label_tells_what_quality_is_measured_by(judge_model: Path, tmp_path: Path):
+    pair = ResponsePair(ASK, "Put it into hot water.", "No.", category="cooking", language="en")
+    wrong = ResponsePair(ASK, "Put it into hot water.", "No.", language="en_GB")
+    async with running(judge_model, tmp_path / "ledger.sqlite") as stack:
+        (verdict,) = await judged(stack, lambda c: c.compare_many(NAME, [pair]))
+        label = await _in_thread(LedgerClient, stack.ledger, lambda c: c.get_label(verdict.label))
+        with pytest.raises(InvalidInputError) as caught:
+            await judged(stack, lambda c: c.compare_many(NAME, [wrong]))
+    assert (label.subject.category, label.subject.language) == ("cooking", "en")
+    assert list(label.subject.response_num_characters) == [22, 3]
+    assert not label.subject.responses
+    assert caught.value.field == "pairs[0].language"
+
+
+async def test_a_calibration_fitted_on_the_ledger_is_one_that_the_judge_takes(judge_model: Path, tmp_path: Path):
+    pairs = [ResponsePair(ASK, f"Put it into hot water for {i} minutes.", "I would rather not say.") for i in range(60)]
+    pairs = [ResponsePair((Message("user", f"{ASK[0].content} {i}"),), p.first, p.second) for i, p in enumerate(pairs)]
+    async with running(judge_model, tmp_path / "ledger.sqlite") as stack:
+        raw = await judged(stack, lambda c: c.compare_many(NAME, pairs))
+        people = human_labels(
+            HumanPreference(
+                pair.conversation, pair.first, pair.second, Preference.FIRST if i % 3 else Preference.SECOND
+            )
+            for i, pair in enumerate(pairs)
+        )
+        await _in_thread(LedgerClient, stack.ledger, lambda c: c.import_labels(list(people)))
+        command = ["labels", "calibrate", "--target", stack.ledger.target, "-o", str(tmp_path / "out"), "--anyway"]
+        assert await asyncio.to_thread(main.execute, command) == 0
+    (path,) = (tmp_path / "out").iterdir()
+    async with running(judge_model, tmp_path / "ledger.sqlite", calibrations=[str(path)]) as stack:
+        calibrated = await judged(stack, lambda c: c.compare_many(NAME, pairs))
+    calibration = parse_calibration(path.read_text())
+    for before, after in zip(raw, calibrated, strict=True):
+        assert after.calibration == calibration.name
+        assert after.raw_probability_first == pytest.approx(before.probability_first)
+        assert after.probability_first == pytest.approx(calibration.apply(before.probability_first))

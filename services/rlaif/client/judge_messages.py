@@ -62,6 +62,7 @@ def compare_request(rules: Rules, pair: ResponsePair, options: JudgeOptions) -> 
         first=pair.first,
         second=pair.second,
         category=pair.category,
+        language=pair.language,
         options=_options(options),
     )
 
@@ -368,6 +369,7 @@ def _pair(pair: ResponsePair) -> pb.Pair:
         first=pair.first,
         second=pair.second,
         category=pair.category,
+        language=pair.language,
     )
 
 

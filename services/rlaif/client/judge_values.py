@@ -49,6 +49,8 @@ class ResponsePair:
     second: str
     category: str = ""
     """Principles that do not apply to it are left out; empty for none."""
+    language: str = ""
+    """BCP 47 tag such as "en" or "pt-BR", recorded with the label; empty for none."""
 
 
 class ResponseToScore(NamedTuple):

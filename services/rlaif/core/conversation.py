@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -9,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 from rlaif.core.errors import InvalidInputError
 
 Role = Literal["system", "user", "assistant"]
+_LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,7}")
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
@@ -55,6 +57,13 @@ def check_conversation(messages: Sequence[Message], *, field: str = "messages") 
         if not message.content.strip():
             raise InvalidInputError("content is empty", field=f"{field}[{index}].content")
     return tuple(turns)
+
+
+def check_language(tag: str, *, field: str) -> str:
+    """The tag, if it is empty or of the form of BCP 47, for example "en" or "pt-BR"."""
+    if tag and not _LANGUAGE.fullmatch(tag):
+        raise InvalidInputError(f"{tag[:32]!r} is no BCP 47 tag such as en or pt-BR", field=field)
+    return tag
 
 
 def to_json(conversation: Sequence[Message]) -> list[dict[str, str]]:

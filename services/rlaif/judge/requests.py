@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlaif.core.conversation import Conversation
+from rlaif.core.conversation import Conversation, check_language
 from rlaif.core.errors import InvalidInputError
 from rlaif.judge.generation import Decoding
 from rlaif.judge.tasks import Candidate, JudgingOptions, Reasoning
@@ -171,7 +171,9 @@ class RequestReader:
                 field=f"{prefix}second",
                 reason="IDENTICAL_RESPONSES",
             )
-        return Candidate(conversation, (pair.first, pair.second), self._category(pair.category, prefix=prefix))
+        category = self._category(pair.category, prefix=prefix)
+        language = check_language(pair.language, field=f"{prefix}language")
+        return Candidate(conversation, (pair.first, pair.second), category, language)
 
     def _category(self, category: str, *, prefix: str) -> str:
         size_bytes = len(category.encode())

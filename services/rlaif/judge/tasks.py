@@ -23,12 +23,13 @@ _SCHEMA = 1
 class Candidate:
     """A conversation and what is to be judged: one response (score) or two (comparison).
 
-    `category` is the caller's; principles that do not apply to it are left out.
+    `category` is the caller's; principles that do not apply to it are left out. `language` is only recorded.
     """
 
     conversation: Conversation
     responses: tuple[str, ...]
     category: str = ""
+    language: str = ""
 
     @property
     def form(self) -> str:
@@ -84,8 +85,8 @@ class Task:
 class JudgeFingerprint:
     """What of the judge itself decides a label.
 
-    `context_length`, in tokens, decides what is too long. `panel` holds the rule, then a digest for each other judge. An
-    empty digest, of the model or of such a judge, makes every label its own.
+    `context_length`, in tokens, decides what is too long. `panel` holds the rule, then a digest for each other judge.
+    An empty digest, of the model or of such a judge, makes every label its own.
     """
 
     model_digest: str

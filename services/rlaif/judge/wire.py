@@ -141,6 +141,7 @@ def _subject(task: Task) -> ledger_service_pb2.LabelSubject:
         conversation_sha256=candidate.conversation_sha256,
         response_sha256s=candidate.response_sha256s,
         category=candidate.category,
+        language=candidate.language,
         response_num_characters=map(len, candidate.responses),
     )
     if task.options.keep_texts:

@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 
 from rlaif.core.canonical import digest, sha256_hex
+from rlaif.core.conversation import check_language
 from rlaif.core.errors import InvalidInputError
 from rlaif.v1 import conversation_pb2, judge_service_pb2, ledger_service_pb2
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _EVENT_TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,7}")
 _CONSTITUTION = re.compile(r"constitutions/[^\s/]{1,200}")
 _MAX_SUBJECT_CHARACTERS = 512
 _MAX_CATEGORY_CHARACTERS = 128
@@ -104,8 +104,7 @@ def _check_subject_of(subject: ledger_service_pb2.LabelSubject, *, num_responses
     for index, value in enumerate(subject.response_sha256s):
         check_sha256(value, field=f"{field}.response_sha256s[{index}]")
     _check_text(subject.category, most=_MAX_CATEGORY_CHARACTERS, field=f"{field}.category")
-    if subject.language and not _LANGUAGE.fullmatch(subject.language):
-        raise InvalidInputError(f"{field}.language is no BCP 47 tag such as en or pt-BR", field=f"{field}.language")
+    check_language(subject.language, field=f"{field}.language")
     if len(subject.response_num_characters) not in (0, num_responses):
         raise InvalidInputError(
             f"{field}.response_num_characters must hold none or {num_responses} lengths",

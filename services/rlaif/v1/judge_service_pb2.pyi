@@ -567,6 +567,7 @@ class CompareResponsesRequest(_message.Message):
     OPTIONS_FIELD_NUMBER: _builtins.int
     INLINE_CONSTITUTION_FIELD_NUMBER: _builtins.int
     CATEGORY_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
     constitution: _builtins.str
     """Constitution to apply, "constitutions/{constitution}". Required unless `inline_constitution` is set."""
     first: _builtins.str
@@ -575,6 +576,8 @@ class CompareResponsesRequest(_message.Message):
     """Second response, not equal to the first. Required."""
     category: _builtins.str
     """Category of the conversation, at most 64 bytes, recorded with the label; principles that do not apply to it are left out. Empty for none."""
+    language: _builtins.str
+    """BCP 47 tag of the conversation's language, for example "en" or "pt-BR", recorded with the label. Empty for none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.Message]:
         """Conversation both responses answer. Required."""
@@ -597,10 +600,11 @@ class CompareResponsesRequest(_message.Message):
         options: Global___JudgeOptions | None = ...,
         inline_constitution: Global___Constitution | None = ...,
         category: _builtins.str = ...,
+        language: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inline_constitution", b"inline_constitution", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "constitution", b"constitution", "first", b"first", "inline_constitution", b"inline_constitution", "messages", b"messages", "options", b"options", "second", b"second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "constitution", b"constitution", "first", b"first", "inline_constitution", b"inline_constitution", "language", b"language", "messages", b"messages", "options", b"options", "second", b"second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -640,12 +644,15 @@ class Pair(_message.Message):
     FIRST_FIELD_NUMBER: _builtins.int
     SECOND_FIELD_NUMBER: _builtins.int
     CATEGORY_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
     first: _builtins.str
     """First response. Required."""
     second: _builtins.str
     """Second response, not equal to the first. Required."""
     category: _builtins.str
     """Category of the conversation, at most 64 bytes, recorded with the label; principles that do not apply to it are left out. Empty for none."""
+    language: _builtins.str
+    """BCP 47 tag of the conversation's language, for example "en" or "pt-BR", recorded with the label. Empty for none."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_conversation_pb2.Message]:
         """Conversation both responses answer. Required."""
@@ -657,10 +664,11 @@ class Pair(_message.Message):
         first: _builtins.str = ...,
         second: _builtins.str = ...,
         category: _builtins.str = ...,
+        language: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "first", b"first", "messages", b"messages", "second", b"second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["category", b"category", "first", b"first", "language", b"language", "messages", b"messages", "second", b"second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
