@@ -99,6 +99,7 @@ def test_an_import_writes_a_constitution_that_validates(capsys, tmp_path: Path):
         (("import", "nowhere.txt", "--id", "x", "--out", "x.yaml"), "nowhere.txt: there is no such file"),
         (("import", "{list}", "--id", "Not An Id", "--out", "{dir}/x.yaml"), "--id Not An Id: must be lower-case"),
         (("import", "{list}", "--id", "x", "--out", "{list}"), "is there already"),
+        (("import", "{list}", "--id", "x", "--out", "{list}/x.yaml"), "/x.yaml: cannot be written"),
     ],
 )
 def test_what_is_wrong_is_one_sentence_and_exit_code_2(capsys, tmp_path: Path, arguments, sentence):

@@ -89,12 +89,12 @@ def test_texts_come_from_files_and_standard_input(
     (tmp_path / "talk.json").write_text(
         json.dumps([{"role": role, "content": role} for role in ("system", "user", "assistant", "user")])
     )
-    (tmp_path / "first.txt").write_text("from a file")
-    monkeypatch.setattr("sys.stdin", io.StringIO("from standard input"))
+    (tmp_path / "first.txt").write_text("from a file\r\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("from standard input\n\n"))
     assert command("compare", f"@{tmp_path}/talk.json", f"@{tmp_path}/first.txt", "-")[0] == 0
     request = judge.requests[0]
     assert [turn.content for turn in request.messages] == ["system", "user", "assistant", "user"]
-    assert (request.first, request.second) == ("from a file", "from standard input")
+    assert (request.first, request.second) == ("from a file", "from standard input\n")
     assert command("compare", "Why?", "@@home", "no")[0] == 0
     assert judge.requests[1].first == "@home"
 
@@ -223,6 +223,8 @@ def test_every_verb_takes_a_file(command: Command, tmp_path: Path, verb, row, ke
         ('{"messages": "hi", "first": "b", "second": "c"}', ":1: messages must be a list"),
         ('{"messages": [{"role": "x", "content": "y"}], "first": "b", "second": "c"}', "role 'x' is not one of"),
         ('{"prompt": "a", "first": "b", "second": "c", "category": 3}', ":1: category must be a text"),
+        ('{"prompt": "a\\ud800", "first": "b", "second": "c"}', ":1: holds half a character (a lone surrogate)"),
+        ('{"prompt": "a", "first": "b", "second": "c", "mine": NaN}', ":1: holds NaN or an infinite number"),
     ],
 )
 def test_a_wrong_line_is_named_before_anything_is_asked(command: Command, judge: TextJudge, tmp_path, line, sentence):
@@ -249,6 +251,11 @@ def test_a_wrong_line_is_named_before_anything_is_asked(command: Command, judge:
         (("compare", "@nowhere.txt", "a", "b"), "PROMPT nowhere.txt: there is no such file"),
         (("compare", "Why?", "a", "b", "--principle", " "), "--principle: is empty"),
         (("compare", "Why?", "a", "b", "--constitution", "x"), "give --constitution or --principle, not both"),
+        (("compare", "Why\udcff?", "a", "b"), "PROMPT: is not UTF-8 text"),
+        (("compare", "Why?", "a", "b", "--principle", "Be\udcff"), "--principle: is not UTF-8 text"),
+        (("revise", "-", "No.", "--critique", "-"), "can be read only once"),
+        (("revise", "Why?", "No.", "--critique", " "), "--critique: is empty"),
+        (("revise", "--in", "x", "--out", "y", "--critique", "Curt."), "--critique: with --in, each line says its own"),
     ],
 )
 def test_what_is_wrong_is_one_sentence_and_exit_code_2(command: Command, arguments, sentence):
@@ -256,6 +263,27 @@ def test_what_is_wrong_is_one_sentence_and_exit_code_2(command: Command, argumen
     assert code == 2
     assert sentence in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_seed_beyond_64_bits_is_wrong_input(command: Command):
+    code, _, err = command("compare", "Why?", "a", "b", "--seed", 2**64)
+    assert code == 2
+    assert "Invalid value for '--seed'" in err
+
+
+@pytest.mark.parametrize("place", ["", "pairs.jsonl/labels.jsonl"])
+def test_results_that_cannot_be_written_are_one_sentence(command: Command, tmp_path: Path, place: str):
+    source = write_lines(tmp_path / "pairs.jsonl", PAIRS)
+    code, _, err = command("compare", "--in", source, "--out", tmp_path / place)
+    assert code == 2
+    assert f"--out {tmp_path / place}: cannot be written" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_wrong_rules_are_told_before_a_judge_is_started(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    arguments = ("judge", "compare", "Why?", "a", "b", "--state", str(tmp_path), "--constitution", "nowhere.yaml")
+    assert main.execute(arguments) == 2
+    assert capsys.readouterr().err == "rlaif: --constitution nowhere.yaml: there is no such file\n"
 
 
 def test_a_constitution_is_the_judges_a_shipped_one_or_a_file(command: Command, judge: TextJudge, tmp_path: Path):

@@ -167,7 +167,7 @@ def import_(
     out: Annotated[Path, typer.Option(metavar="FILE", help="YAML file to write; an existing one is not replaced.")],
 ) -> None:
     """Make a constitution of published instructions or of plain text."""
-    from rlaif.cli.inputs import read_text_file
+    from rlaif.cli.inputs import read_text_file, writing
     from rlaif.core.constitution_import import import_constitution
     from rlaif.core.constitution_yaml import constitution_yaml
     from rlaif.core.errors import InvalidInputError
@@ -182,7 +182,8 @@ def import_(
         if error.field == "id":
             raise InvalidInputError(f"--id {id_}: must be lower-case letters, digits and '-'", field="--id") from error
         raise
-    atomic_write_text(out, constitution_yaml(constitution))
+    with writing(out, "--out"):
+        atomic_write_text(out, constitution_yaml(constitution))
     typer.echo(
         f"{len(constitution.principles)} principles written to {out}; all weigh the same: say which matters more"
     )

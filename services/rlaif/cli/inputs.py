@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rlaif.cli.exits import DiskFullError
+from rlaif.cli.exits import DiskFullError, disk_full_error
 from rlaif.core.constitution import Constitution, parse_constitution
 from rlaif.core.errors import InvalidInputError
 
@@ -111,6 +113,17 @@ def read_text_file(path: Path, option: str) -> str:
         raise InvalidInputError(
             f"{option} {path}:{line}: is not UTF-8 text; convert the file first", field=option
         ) from error
+
+
+@contextmanager
+def writing(path: Path, option: str) -> Iterator[None]:
+    """What cannot be written in the block, to a place that the user named, is told so; a full disk stays what it is."""
+    try:
+        yield
+    except OSError as error:
+        if disk_full_error(error) is not None:
+            raise
+        raise InvalidInputError(f"{option} {path}: cannot be written ({error.strerror})", field=option) from error
 
 
 def shipped_constitutions() -> dict[str, Path]:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from rlaif.cli.judge_connection import Connection, Where
     from rlaif.cli.judge_jobs import JobKind
     from rlaif.client.judge import JudgeOptions, Rules
+    from rlaif.core.constitution import Constitution
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,13 +53,13 @@ app = typer.Typer(
 
 @dataclass(frozen=True)
 class _How:
-    """By which rules to judge, as the user said it."""
+    """By which rules to judge: those given, else those of that name."""
 
+    given: Constitution | None
     constitution: str
-    principles: list[str]
     only: list[str]
     seed: int
-    reasoning: bool = False
+    reasoning: bool
 
     @property
     def options(self) -> JudgeOptions:
@@ -67,9 +68,19 @@ class _How:
         return JudgeOptions(principle_ids=tuple(self.only), seed=self.seed, reasoning=self.reasoning)
 
     def rules(self, connection: Connection) -> Rules:
-        from rlaif.cli.judge_connection import choose_rules
+        from rlaif.cli.judge_connection import named_rules
 
-        return choose_rules(connection, constitution=self.constitution, principles=self.principles)
+        return self.given or named_rules(connection, self.constitution)
+
+
+def _how(
+    constitution: str, principles: list[str] | None, only: list[str] | None, seed: int = 0, *, reasoning: bool = False
+) -> _How:
+    """What the user said of the rules; checked before a judge is looked for, or started."""
+    from rlaif.cli.judge_connection import given_rules
+
+    given = given_rules(constitution=constitution, principles=principles or [])
+    return _How(given, constitution, only or [], seed, reasoning)
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,7 @@ def compare(
     from rlaif.cli import judge_jobs as jobs
     from rlaif.cli.judge_connection import Where, connect
 
-    how = _How(constitution, principle or [], only or [], seed, reasoning)
+    how = _how(constitution, principle, only, seed, reasoning=reasoning)
     if in_ is not None:
         where = Where(address, state, tls_ca, token_file, timeout or BATCH_SECONDS)
         return _run_job(
@@ -160,7 +171,7 @@ def rank(
     from rlaif.cli import judge_jobs as jobs
     from rlaif.cli.judge_connection import Where, connect
 
-    how = _How(constitution, principle or [], only or [], seed, reasoning)
+    how = _how(constitution, principle, only, seed, reasoning=reasoning)
     if in_ is not None:
         where = Where(address, state, tls_ca, token_file, timeout or BATCH_SECONDS)
         return _run_job(jobs.RANK, where, how, _Files(in_, out, 1, concurrency, category), (prompt, *(responses or ())))
@@ -201,7 +212,7 @@ def score(
     from rlaif.cli import judge_jobs as jobs
     from rlaif.cli.judge_connection import Where, connect
 
-    how = _How(constitution, principle or [], only or [], seed)
+    how = _how(constitution, principle, only, seed)
     if in_ is not None:
         where = Where(address, state, tls_ca, token_file, timeout or BATCH_SECONDS)
         return _run_job(jobs.SCORE, where, how, _Files(in_, out, batch, concurrency, category), (prompt, response))
@@ -240,7 +251,7 @@ def critique(
     from rlaif.cli import judge_jobs as jobs
     from rlaif.cli.judge_connection import Where, connect, explained
 
-    how = _How(constitution, principle or [], only or [], seed)
+    how = _how(constitution, principle, only, seed)
     if in_ is not None:
         where = Where(address, state, tls_ca, token_file, timeout or BATCH_SECONDS)
         return _run_job(jobs.CRITIQUE, where, how, _Files(in_, out, 1, concurrency, category), (prompt, response))
@@ -263,9 +274,9 @@ def revise(
     response: Response = None,
     *,
     critique: Annotated[
-        str,
+        str | None,
         typer.Option("--critique", metavar="TEXT", help="What is wrong: a text, @FILE or -.", rich_help_panel=HOW),
-    ] = "",
+    ] = None,
     constitution: ConstitutionOption = "",
     principle: PrincipleOption = None,
     only: OnlyOption = None,
@@ -285,16 +296,24 @@ def revise(
     from rlaif.cli import judge_jobs as jobs
     from rlaif.cli.judge_connection import Where, connect, explained
     from rlaif.cli.judge_texts import read_argument
+    from rlaif.core.errors import InvalidInputError
 
-    how = _How(constitution, principle or [], only or [], seed)
+    how = _how(constitution, principle, only, seed)
     if in_ is not None:
+        if critique is not None:
+            raise InvalidInputError('--critique: with --in, each line says its own "critique"', field="--critique")
         where = Where(address, state, tls_ca, token_file, timeout or BATCH_SECONDS)
         return _run_job(jobs.REVISE, where, how, _Files(in_, out, 1, concurrency, category), (prompt, response))
+    if critique == "-" and "-" in (prompt, response):
+        raise InvalidInputError("standard input (-) can be read only once", field="--critique")
     conversation, (text,) = _texts(prompt, {"RESPONSE": response}, out=out)
+    said = read_argument(critique, name="--critique") if critique is not None else ""
+    if critique is not None and not said.strip():
+        raise InvalidInputError("--critique: is empty; leave it out to have the judge write one", field="--critique")
     where = Where(address, state, tls_ca, token_file, timeout or SINGLE_SECONDS)
     with connect(where) as connection, explained("rewrite responses"):
         asking = jobs.Asking(connection.client, how.rules(connection), how.options, 1, 1, where.timeout_seconds)
-        flawed = jobs.Flawed(conversation, text, read_argument(critique, name="--critique"), category)
+        flawed = jobs.Flawed(conversation, text, said, category)
         rewritten = jobs.revise(asking, flawed, where.timeout_seconds)
     return _show(
         rewritten, as_json, "rewrite_page", rewritten.critique, rewritten.revision, rewritten.abstention_reason
@@ -330,9 +349,10 @@ def audit(
     from rlaif.cli.judge_connection import Where, connect, explained
 
     pairs = [line.item for line in jobs.read_lines(probe, jobs.COMPARE, option="--probe")] if probe else []
+    how = _how(constitution, principle, None)
     where = Where(address, state, tls_ca, token_file, timeout or BATCH_SECONDS)
     with connect(where) as connection, explained("audit constitutions"):
-        rules = _How(constitution, principle or [], [], 0).rules(connection)
+        rules = how.rules(connection)
         found = connection.client.audit(rules, probe_pairs=pairs, written_audit=written)
     return _show(found, as_json, "audit_page", rules if isinstance(rules, str) else rules.name, found)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rlaif.cli.addresses import announce_path, module_of, read_announcement
 from rlaif.cli.inputs import PLAYGROUND, find_constitution, shipped_constitutions
+from rlaif.cli.judge_texts import check_text
 from rlaif.cli.processes import ProcessFamily, child_environment, num_cores
 from rlaif.cli.services import start_judge
 from rlaif.cli.status import is_service
@@ -64,14 +65,17 @@ def connect(where: Where) -> Iterator[Connection]:
         yield Connection(client, address, embedded=embedded)
 
 
-def choose_rules(connection: Connection, *, constitution: str, principles: Sequence[str]) -> Rules:
-    """The rules that the user asked for: texts from the command line, a file, a shipped name, or one the judge has."""
+def given_rules(*, constitution: str, principles: Sequence[str]) -> Constitution | None:
+    """The rules that the command line holds, as texts or in a file; None where it names some, or none."""
     if principles and constitution:
         raise InvalidInputError("give --constitution or --principle, not both", field="--principle")
     if principles:
         return command_line_constitution(principles)
-    if _is_file(constitution):
-        return find_constitution(constitution).constitution
+    return find_constitution(constitution).constitution if _is_file(constitution) else None
+
+
+def named_rules(connection: Connection, constitution: str) -> Rules:
+    """The constitution of that name: one that the judge has, else a shipped one; without a name its only one."""
     has = [each.name for each in connection.client.list_constitutions()]
     if not constitution:
         if len(has) == 1:
@@ -96,7 +100,7 @@ def choose_rules(connection: Connection, *, constitution: str, principles: Seque
 def command_line_constitution(principles: Sequence[str]) -> Constitution:
     """Principles given as texts, all of one weight."""
     for text in principles:
-        if not text.strip():
+        if not check_text(text, name="--principle").strip():
             raise InvalidInputError("--principle: is empty; give the wording of a principle", field="--principle")
     return Constitution(
         "command-line",

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Generic, TypeVar
 
-from rlaif.cli.inputs import read_text_file
+from rlaif.cli.inputs import read_text_file, writing
 from rlaif.cli.judge_texts import row_conversation, row_text, row_texts
 from rlaif.client.bulk import Bulk, run_bulk
 from rlaif.client.judge import (
@@ -26,7 +26,7 @@ from rlaif.client.judge import (
     Score,
     Verdict,
 )
-from rlaif.core.canonical import digest
+from rlaif.core.canonical import canonical_json, digest
 from rlaif.core.conversation import Conversation
 from rlaif.core.errors import InvalidInputError, RlaifError
 from rlaif.runtime.artifacts import atomic_write_text
@@ -94,6 +94,7 @@ def _read_pair(row: Mapping[str, Any], place: str) -> ResponsePair:
         row_text(row, "first", place=place),
         row_text(row, "second", place=place),
         _category(row, place),
+        row_text({"language": row.get("language") or ""}, "language", place=place),
     )
 
 
@@ -246,8 +247,19 @@ def read_lines(path: Path, kind: JobKind[_Item, _Result], *, option: str = "--in
             raise InvalidInputError(f"{place}: not valid JSON: {error.msg}", field=option) from error
         if not isinstance(row, dict):
             raise InvalidInputError(f"{place}: must be a JSON object", field=option)
+        _check_plain(row, place=place, option=option)
         lines.append(Line(number, row, kind.read(row, place)))
     return lines
+
+
+def _check_plain(row: Mapping[str, Any], *, place: str, option: str) -> None:
+    """Python reads more than JSON is: halves of characters, and numbers that are none."""
+    try:
+        canonical_json(row)
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"{place}: holds half a character (a lone surrogate)", field=option) from error
+    except ValueError as error:
+        raise InvalidInputError(f"{place}: holds NaN or an infinite number", field=option) from error
 
 
 def request_digest(line: Line[Any], *, constitution_sha256: str, options: JudgeOptions, key: str) -> str:
@@ -261,8 +273,10 @@ def results_file(path: Path, digests: Mapping[int, str]) -> Iterator[tuple[set[i
 
     InvalidInputError when another process writes it, or when it holds results of another job.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _open_locked(path) as present:
+    with writing(path, "--out"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = _open_locked(path)
+    with opened as present:
         present.seek(0)
         texts = present.readlines()
         kept = _keep_results(path, texts, digests)

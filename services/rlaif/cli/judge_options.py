@@ -56,7 +56,8 @@ CategoryOption = Annotated[
     ),
 ]
 SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, metavar="N", help="Seed of everything drawn.", rich_help_panel=HOW)
+    int,
+    typer.Option("--seed", min=0, max=2**64 - 1, metavar="N", help="Seed of everything drawn.", rich_help_panel=HOW),
 ]
 ReasoningOption = Annotated[
     bool, typer.Option("--reasoning", help="Have the judge write a rationale first.", rich_help_panel=HOW)

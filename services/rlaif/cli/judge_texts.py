@@ -14,12 +14,30 @@ from rlaif.core.errors import InvalidInputError
 
 
 def read_argument(value: str, *, name: str) -> str:
-    """The text of an argument: itself, the file after "@", or standard input for "-"; "@@" begins a text with "@"."""
+    """The text of an argument: itself, the file after "@", or standard input for "-"; "@@" begins a text with "@".
+
+    Of a file and of standard input the last line break is left out: it ends the line, it is none of the text.
+    """
     if value == "-":
-        return sys.stdin.read()
+        return check_text(_less_last_break(sys.stdin.read()), name=name)
     if value.startswith("@@"):
-        return value[1:]
-    return read_text_file(Path(value[1:]), option=name) if value.startswith("@") else value
+        return check_text(value[1:], name=name)
+    if value.startswith("@"):
+        return _less_last_break(read_text_file(Path(value[1:]), option=name))
+    return check_text(value, name=name)
+
+
+def check_text(text: str, *, name: str) -> str:
+    """The text; InvalidInputError when the bytes that it was read from were not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"{name}: is not UTF-8 text", field=name) from error
+    return text
+
+
+def _less_last_break(text: str) -> str:
+    return text[:-1].removesuffix("\r") if text.endswith("\n") else text
 
 
 def read_conversation(value: str, *, name: str) -> Conversation:
