@@ -153,6 +153,13 @@ def test_a_file_of_pairs_is_judged_in_order_and_a_second_run_asks_nothing(
     assert "0 lines asked: none, 7 were there before" in err
 
 
+def test_a_line_may_say_category_and_language(command: Command, judge: TextJudge, tmp_path: Path):
+    source = write_lines(tmp_path / "pairs.jsonl", [PAIRS[0] | {"category": "facts", "language": "en"}])
+    assert command("compare", "--in", source, "--out", tmp_path / "labels.jsonl")[0] == 0
+    pair = judge.requests[0].pairs[0]
+    assert (pair.category, pair.language) == ("facts", "en")
+
+
 def test_a_run_cut_off_is_continued_where_it_was(command: Command, judge: TextJudge, tmp_path: Path):
     source, out = write_lines(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "labels.jsonl"
     assert command("compare", "--in", source, "--out", out)[0] == 0

@@ -242,13 +242,15 @@ async def test_another_question_is_not_answered_from_the_ledger(change: dict[str
     assert len(ledger.labels) == 2
 
 
-async def test_a_category_is_part_of_the_label_that_holds_it():
+@pytest.mark.parametrize("said", [{"category": "baking"}, {"language": "en"}])
+async def test_what_is_said_of_a_pair_is_part_of_the_label_that_holds_it(said: dict[str, str]):
     ledger = MemoryLedger()
     judge = make_judge(ScriptedEngine(position_biased), ledger)
     await decide(judge, PAIR)
-    other = (await decide(judge, replace(PAIR, category="baking")))[0]
+    other = (await decide(judge, replace(PAIR, **said)))[0]
     assert not other.recorded_before
-    assert other.label.subject.category == "baking"
+    subject = other.label.subject
+    assert {"category": subject.category, "language": subject.language} == {"category": "", "language": "", **said}
 
 
 async def test_what_was_too_long_for_a_shorter_context_is_judged_in_a_longer_one():

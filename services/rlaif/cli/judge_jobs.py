@@ -85,7 +85,11 @@ class JobKind(Generic[_Item, _Result]):
 
 
 def _category(row: Mapping[str, Any], place: str) -> str:
-    return row_text({"category": row.get("category") or ""}, "category", place=place)
+    return _optional(row, "category", place)
+
+
+def _optional(row: Mapping[str, Any], key: str, place: str) -> str:
+    return row_text({key: row.get(key) or ""}, key, place=place)
 
 
 def _read_pair(row: Mapping[str, Any], place: str) -> ResponsePair:
@@ -94,6 +98,7 @@ def _read_pair(row: Mapping[str, Any], place: str) -> ResponsePair:
         row_text(row, "first", place=place),
         row_text(row, "second", place=place),
         _category(row, place),
+        _optional(row, "language", place),
         row_text({"language": row.get("language") or ""}, "language", place=place),
     )
 

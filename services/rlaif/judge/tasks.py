@@ -139,6 +139,7 @@ def make_tasks(
             **common,
             "principles": [principle.principle_id for principle in principles],
             "category": candidate.category,
+            "language": candidate.language,
             "messages": to_json(candidate.conversation),
             "responses": list(candidate.responses),
         }
