@@ -99,7 +99,6 @@ def _read_pair(row: Mapping[str, Any], place: str) -> ResponsePair:
         row_text(row, "second", place=place),
         _category(row, place),
         _optional(row, "language", place),
-        row_text({"language": row.get("language") or ""}, "language", place=place),
     )
 
 
