@@ -150,6 +150,33 @@ def test_a_wrong_line_is_named_and_nothing_is_imported(
     assert len(served.labels()) == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{", "1: not valid JSON"),
+        ("[]", "1: row: must be a JSON object"),
+        ('{"prompt": "\\ud800", "chosen": "b", "rejected": "c"}', "1: row: holds half a character"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "score": NaN}', "1: row: holds NaN"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "language": "en_GB"}', "1: language: 'en_GB' is no BCP 47 tag"),
+    ],
+)
+def test_what_is_no_preference_is_refused(
+    served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, told: str
+) -> None:
+    file = tmp_path / "people.jsonl"
+    file.write_text(line + "\n")
+    assert rlaif("import", file, "--target", served.address) == 2
+    assert told in capsys.readouterr().err
+    assert served.labels() == []
+
+
+def test_what_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert rlaif("import", tmp_path / "none.jsonl", "--ledger", tmp_path) == 2
+    assert "there is no such file" in capsys.readouterr().err
+    assert rlaif("quality", tmp_path) == 2
+    assert "has no ledger.sqlite" in capsys.readouterr().err
+
+
 def test_a_calibration_is_fitted_written_and_recorded(
     served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import urllib.request
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -214,3 +215,11 @@ def test_every_statistic_has_a_series_of_its_own() -> None:
 
     assert list(SERIES) == list(STATISTICS)
     assert len({name for name, _ in SERIES.values()}) == len(SERIES)
+
+
+def test_the_manual_defines_every_statistic_and_its_series() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "label-quality.md").read_text(encoding="utf-8")
+    for statistic, (series, _) in SERIES.items():
+        assert f"`{statistic}`" in manual
+        # Those before calibration share a row.
+        assert f"`{series.removeprefix('rlaif_label_quality_')}`" in manual or statistic.startswith("raw_")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from rlaif.cli.inputs import read_text_file
 from rlaif.client.preference_labels import NotExported, PairTexts, preference_row, texts_id
+from rlaif.core.canonical import canonical_json
 from rlaif.core.errors import InvalidInputError, PreconditionError
 from rlaif.core.human_preference import HumanPreference, parse_preference
 from rlaif.v1 import ledger_service_pb2 as pb
@@ -147,4 +148,10 @@ def _lines(path: Path) -> Iterable[str]:
 def _object(row: Any) -> Mapping[str, Any]:
     if not isinstance(row, dict):
         raise InvalidInputError("must be a JSON object", field="row")
+    try:
+        canonical_json(row)
+    except UnicodeEncodeError as error:
+        raise InvalidInputError("holds half a character (a lone surrogate)", field="row") from error
+    except ValueError as error:
+        raise InvalidInputError("holds NaN or an infinite number", field="row") from error
     return row

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlaif.core.conversation import Conversation, Message, Role, check_conversation, parse_conversation
+from rlaif.core.conversation import Conversation, Message, Role, check_conversation, check_language, parse_conversation
 from rlaif.core.errors import InvalidInputError
 from rlaif.core.preference import Preference
 
@@ -49,7 +49,9 @@ def parse_preference(row: Mapping[str, Any]) -> HumanPreference:
         preference = _preference(row.get("preference"))
     if first == second:
         raise InvalidInputError("both responses are the same text", field="second")
-    return HumanPreference(conversation, first, second, preference, **{key: _label(row, key) for key in _LABELS})
+    said = {key: _label(row, key) for key in _LABELS}
+    check_language(said["language"], field="language")
+    return HumanPreference(conversation, first, second, preference, **said)
 
 
 def _chosen_and_rejected(row: Mapping[str, Any]) -> tuple[Conversation, str, str]:
