@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from judge_fakes import CONSTITUTION, DECODING, QUESTION, MemoryLedger, ScriptedEngine, make_judge, make_writer
+from judge_fakes import CONSTITUTION, DECODING, LIMITS, QUESTION, MemoryLedger, ScriptedEngine, make_judge, make_writer
 from rlaif.core.constitution import Constitution, Exemplar, Principle
-from rlaif.core.errors import InvalidInputError
+from rlaif.core.errors import InvalidInputError, UnsupportedError
 from rlaif.core.preference import AbstentionReason
 from rlaif.core.template import COMPACT
 from rlaif.engine.protocol import ChoiceLogprobs, ChoiceRequest, TokenIds
 from rlaif.judge.generation import text_request
+from rlaif.judge.requests import OptionDefaults, RequestReader
 from rlaif.judge.tasks import Candidate, JudgingOptions, Reasoning
 from rlaif.v1 import judge_service_pb2
 
@@ -210,6 +211,14 @@ async def test_a_rationale_is_kept_only_where_texts_are():
     kept = MemoryLedger()
     await reasoned(engine, kept, keep_texts=True)
     assert (await reasoned(engine, kept, keep_texts=True)).verdict.rationale
+
+
+def test_a_model_that_writes_no_rationales_is_asked_for_none():
+    defaults = OptionDefaults(min_verdict_mass=0.1, abstain_on_injection=False, keep_texts=False, reasoning=None)
+    reader = RequestReader(LIMITS, defaults=defaults)
+    assert reader.options(judge_service_pb2.JudgeOptions()).reasoning is None
+    with pytest.raises(UnsupportedError, match="writes no rationales"):
+        reader.options(judge_service_pb2.JudgeOptions(reasoning=True))
 
 
 async def test_no_room_for_a_rationale_is_too_long():

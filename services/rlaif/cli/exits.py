@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from rlaif.core.errors import InvalidInputError, NotFoundError, RlaifError, SettingsError
+from rlaif.core.errors import InvalidInputError, NotFoundError, RlaifError, SettingsError, UnsupportedError
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -54,7 +54,7 @@ def exit_code_of(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, ChildDiedError):
         return WRONG_INPUT if error.exit_code == WRONG_INPUT else FAILED
-    if isinstance(error, (SettingsError, InvalidInputError, NotFoundError)):
+    if isinstance(error, (SettingsError, InvalidInputError, NotFoundError, UnsupportedError)):
         return WRONG_INPUT
     return FAILED
 

@@ -334,7 +334,9 @@ def audit(
             help="Up to 256 pairs as JSON lines, as for compare: shows conflicts and principles that decide nothing.",
         ),
     ] = None,
-    written: Annotated[bool, typer.Option("--written", help="Also in the judge model's own words.")] = False,
+    written: Annotated[
+        bool, typer.Option("--written", help="Also in the judge model's own words, where it can.")
+    ] = False,
     constitution: ConstitutionOption = "",
     principle: PrincipleOption = None,
     address: AddressOption = "",

@@ -60,7 +60,10 @@ SeedOption = Annotated[
     typer.Option("--seed", min=0, max=2**64 - 1, metavar="N", help="Seed of everything drawn.", rich_help_panel=HOW),
 ]
 ReasoningOption = Annotated[
-    bool, typer.Option("--reasoning", help="Have the judge write a rationale first.", rich_help_panel=HOW)
+    bool,
+    typer.Option(
+        "--reasoning", help="Have the judge write a rationale first, where its model can.", rich_help_panel=HOW
+    ),
 ]
 AddressOption = Annotated[
     str,

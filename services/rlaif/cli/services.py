@@ -146,8 +146,7 @@ def start_judge(
     config = {
         "listen": _listen(folder, "judge", port=0),
         "model": model,
-        "engine": _judge_engine(num_threads, template),
-        "template": template,
+        **_judge_of(template, num_threads),
         "constitutions": [constitution],
     }
     atomic_write_text(path, _as_yaml(config))
@@ -176,8 +175,7 @@ def service_config(settings: StackSettings, name: str, found: Mapping[str, Annou
         template = settings.template if name == "judge" else settings.evaluator_template
         return config | {
             "model": settings.judge if name == "judge" else settings.evaluator,
-            "engine": _judge_engine(settings.num_threads, template),
-            "template": template,
+            **_judge_of(template, settings.num_threads),
             "constitutions": [settings.constitution],
             "ledger": {"target": found["oversight"].address},
         }
@@ -187,10 +185,20 @@ def service_config(settings: StackSettings, name: str, found: Mapping[str, Annou
     }
 
 
-def _judge_engine(num_threads: int, template: str) -> dict[str, Any]:
+def _judge_of(template: str, num_threads: int) -> dict[str, Any]:
+    """What a judge is told by the template it is asked with."""
     engine: dict[str, Any] = {"kind": "hf", "num_threads": num_threads}
-    # Small judges lose nothing to bfloat16, and score in two thirds of the time.
-    return engine | ({"dtype": "auto"} if template == "compact" else {})
+    if template != "compact":
+        return {"template": template, "engine": engine}
+    return {
+        "template": template,
+        # Small judges lose nothing to bfloat16, and score in two thirds of the time.
+        "engine": engine | {"dtype": "auto"},
+        # Their likeliest text is their best: texts that are drawn ramble, and rewrite what has no fault.
+        "writing": {"temperature": 0.0},
+        # They are taught critiques and revisions, not rationales.
+        "reasoning": None,
+    }
 
 
 def check_ports_free(settings: StackSettings) -> None:

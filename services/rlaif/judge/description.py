@@ -60,7 +60,7 @@ class Description:
                 self._template.reasoning_sha256,
                 list(deciding.panel),
                 self._calibrations,
-                settings.reasoning.model_dump(),
+                settings.reasoning and settings.reasoning.model_dump(),
                 settings.min_verdict_mass,
                 settings.abstain_on_injection,
             ]

@@ -165,7 +165,7 @@ def _reader(settings: JudgeSettings) -> RequestReader:
             min_verdict_mass=settings.min_verdict_mass,
             abstain_on_injection=settings.abstain_on_injection,
             keep_texts=settings.record == "texts",
-            reasoning=Decoding(**settings.reasoning.model_dump()),
+            reasoning=Decoding(**settings.reasoning.model_dump()) if settings.reasoning else None,
         ),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlaif.core.conversation import Conversation, check_language
-from rlaif.core.errors import InvalidInputError
+from rlaif.core.errors import InvalidInputError, UnsupportedError
 from rlaif.judge.generation import Decoding
 from rlaif.judge.tasks import Candidate, JudgingOptions, Reasoning
 from rlaif.runtime.messages import TextLimits, check_size, read_conversation
@@ -35,8 +35,8 @@ class OptionDefaults:
     min_verdict_mass: float
     abstain_on_injection: bool
     keep_texts: bool
-    reasoning: Decoding
-    """How rationales are drawn where they are asked for."""
+    reasoning: Decoding | None
+    """How rationales are drawn where they are asked for; None refuses them."""
 
 
 class RequestReader:
@@ -125,7 +125,13 @@ class RequestReader:
                 f"{num_samples} rationales are more than the limit of {MAX_REASONING_SAMPLES}",
                 field="options.num_reasoning_samples",
             )
-        return Reasoning(num_samples or 1, self._defaults.reasoning) if options.reasoning else None
+        if not options.reasoning:
+            return None
+        if self._defaults.reasoning is None:
+            raise UnsupportedError(
+                "this judge's model writes no rationales", reason="REASONING_UNSUPPORTED", field="options.reasoning"
+            )
+        return Reasoning(num_samples or 1, self._defaults.reasoning)
 
     def written_on(
         self, request: judge_service_pb2.CritiqueResponseRequest | judge_service_pb2.ReviseResponseRequest

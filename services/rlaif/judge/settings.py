@@ -131,8 +131,8 @@ class JudgeSettings(SettingsModel):
     """Files of fitted calibrations; one fitted on another model, template or constitution stops the start."""
     panel: PanelSettings | None = None
     """Other judges that vote on every comparison; null for the own model alone."""
-    reasoning: ReasoningSettings = ReasoningSettings()
-    """Rationales before verdicts."""
+    reasoning: ReasoningSettings | None = ReasoningSettings()
+    """Rationales before verdicts; null for a model that writes none, and then a request for one is refused."""
     writing: WritingSettings = WritingSettings()
     """Critiques, revisions and audits."""
     mix_requests: bool = False
