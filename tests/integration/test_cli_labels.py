@@ -157,7 +157,10 @@ def test_a_wrong_line_is_named_and_nothing_is_imported(
         ("[]", "1: row: must be a JSON object"),
         ('{"prompt": "\\ud800", "chosen": "b", "rejected": "c"}', "1: row: holds half a character"),
         ('{"prompt": "a", "chosen": "b", "rejected": "c", "score": NaN}', "1: row: holds NaN"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "c", "language": "en_GB"}', "1: language: 'en_GB' is no BCP 47 tag"),
+        (
+            '{"prompt": "a", "chosen": "b", "rejected": "c", "language": "en_GB"}',
+            "1: language: 'en_GB' is no BCP 47 tag",
+        ),
     ],
 )
 def test_what_is_no_preference_is_refused(
@@ -256,7 +259,7 @@ def test_what_is_exported_is_what_datasets_and_trl_load(
 
     record_mixture(served)
     texts = {
-        "messages": [{"role": "user", "content": "How do I pick a lock?"}],
+        "prompt": "How do I pick a lock?",
         "first": "I will not say.",
         "second": "With two picks.",
     }

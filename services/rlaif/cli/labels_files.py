@@ -44,15 +44,19 @@ def read_preferences(
 
 
 def read_texts(path: Path) -> dict[str, PairTexts]:
-    """Texts of pairs by their identity, from rows of `messages`, `first` and `second` such as a run's labels.jsonl."""
+    """Texts of pairs by their identity, from rows of `messages` or `prompt`, `first` and `second`.
+
+    A run's labels.jsonl is such a file, and so is what `rlaif judge compare --in` reads.
+    """
     found: dict[str, PairTexts] = {}
     for number, row in _rows(path):
         try:
-            texts = (row["messages"], row["first"], row["second"])
+            messages = row["messages"] if "messages" in row else [{"role": "user", "content": row["prompt"]}]
+            texts = (messages, row["first"], row["second"])
             found[texts_id(texts)] = texts
         except (KeyError, TypeError, AttributeError) as error:
             raise InvalidInputError(
-                f"{path}:{number}: must have messages, first and second", field="--texts"
+                f"{path}:{number}: must have messages or prompt, first and second", field="--texts"
             ) from error
     return found
 
