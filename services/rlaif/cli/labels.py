@@ -142,7 +142,7 @@ def export(
     texts: Annotated[
         Path | None,
         typer.Option(
-            help="JSON lines of messages or prompt, first and second, for labels of which the ledger kept digests only.",
+            help="JSON lines of messages or prompt, first, second: for labels of which the ledger kept digests only.",
             show_default="labels.jsonl of the run folder",
         ),
     ] = None,
