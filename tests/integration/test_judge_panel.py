@@ -209,6 +209,15 @@ async def test_a_constitution_that_the_others_do_not_have_is_sent_along():
     assert decisions[0].verdict.probability_first == pytest.approx(0.8)
 
 
+async def test_another_version_of_the_constitution_is_sent_along():
+    rules = replace(CONSTITUTION, version=2, principles=(Principle("kind", "Be kind."),))
+    async with sitting(sure(0.9), Other(sure(0.7), digest="a" * 64)) as panel:
+        verdict = (await panel.judge.decide([PAIR], constitution=rules, options=OPTIONS))[0].verdict
+        assert "Be kind." in "".join(map(chr, panel.others[0].batches[0][0].suffixes[0]))
+    assert verdict.probability_first == pytest.approx(0.8)
+    assert [vote.abstention_reason for vote in verdict.judge_votes] == [0, 0]
+
+
 async def test_a_panel_does_not_score():
     async with sitting(sure(0.9), Other(sure(0.7), digest="a" * 64)) as panel:
         with pytest.raises(UnsupportedError, match="panel"):

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rlaif.client.judge_aio import AsyncJudgeClient
 from rlaif.client.judge_messages import Rules
@@ -88,14 +89,14 @@ class RemoteJudge:
         return [self._vote(answer) async for answer in answers]
 
     async def _rules(self, constitution: Constitution) -> Rules:
-        """The constitution's name where this judge has the same, else the constitution itself."""
+        """The constitution's name where this judge has the same, else the constitution, under a name that is free."""
         if constitution.sha256 not in self._known:
             try:
                 theirs = await self._client.get_constitution(constitution.name)
             except RlaifError:
                 return constitution
             if theirs.sha256 != constitution.sha256:
-                return constitution
+                return _renamed(constitution)
             self._known.add(constitution.sha256)
         return constitution.name
 
@@ -153,6 +154,12 @@ class Panel:
     async def close(self) -> None:
         """Close all connections."""
         await asyncio.gather(*(judge.close() for judge in self.judges))
+
+
+def _renamed(constitution: Constitution) -> Constitution:
+    """The same rules under another name: a judge refuses other rules under the name of its own."""
+    name = f"{constitution.constitution_id[:40]}-{constitution.sha256[:12]}"
+    return replace(constitution, constitution_id=name)
 
 
 def _orders(verdict: Verdict, *, probability_first: float) -> tuple[float, float]:
