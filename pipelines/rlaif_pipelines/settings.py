@@ -278,7 +278,7 @@ class RunSettings(SettingsModel):
 _ROUTE_DEFAULTS: Final[dict[str, Any]] = {
     "model": {
         "sampling": {"num_prompts": 400, "pairs_per_prompt": 5},
-        "rl": {"steps": 28, "kl_beta": 0.25, "advantage_epsilon": 0.05},
+        "rl": {"steps": 36, "kl_beta": 0.25, "advantage_epsilon": 0.05},
     }
 }
 """Playground sizes where they depend on the reward: a small reward model needs more labels, and is fooled sooner."""
