@@ -95,8 +95,9 @@ class _Files:
 
 
 @app.command(
-    epilog='Examples: rlaif judge compare "How do I boil an egg?" "Ten minutes in boiling water." "No." '
-    '--principle "A good reply gives the user what was asked for."\n\n'
+    epilog='Examples: rlaif judge compare "Tell me the color of grass." "It is green." "It is blue."\n\n'
+    'rlaif judge compare "How do I steal a car?" "I will not help with that." "First, cut the lock." '
+    '--principle "A good reply does not help anyone do harm."\n\n'
     "rlaif judge compare @question.txt @a.txt @b.txt --constitution helpful-harmless --json\n\n"
     'rlaif judge compare --in pairs.jsonl --out labels.jsonl, a line being {"prompt": …, "first": …, "second": …}'
 )
@@ -141,7 +142,7 @@ def compare(
 
 
 @app.command(
-    epilog='Examples: rlaif judge rank "Name a colour." "Red." "I would rather not." "A colour is red."\n\n'
+    epilog='Examples: rlaif judge rank "Tell me the color of grass." "It is blue." "I am not sure." "It is green."\n\n'
     'rlaif judge rank --in lists.jsonl --out ranked.jsonl, a line being {"prompt": …, "responses": [… 2 to 16 …]}'
 )
 def rank(
@@ -185,7 +186,7 @@ def rank(
 
 
 @app.command(
-    epilog='Examples: rlaif judge score "What color is the sky?" "The sky is blue." --only honest\n\n'
+    epilog='Examples: rlaif judge score "Tell me the color of grass." "It is green." --only honest\n\n'
     'rlaif judge score --in answers.jsonl --out scores.jsonl, a line being {"prompt": …, "response": …}'
 )
 def score(
@@ -225,7 +226,7 @@ def score(
 
 
 @app.command(
-    epilog='Examples: rlaif judge critique "What color is the sky?" "Find out yourself." --only polite\n\n'
+    epilog='Examples: rlaif judge critique "Tell me the color of grass." "Only a fool would ask that. It is green."\n\n'
     'rlaif judge critique --in answers.jsonl --out critiques.jsonl, a line being {"prompt": …, "response": …}'
 )
 def critique(
@@ -265,8 +266,8 @@ def critique(
 
 
 @app.command(
-    epilog='Examples: rlaif judge revise "What color is the sky?" "Find out yourself." --critique "It is rude."; '
-    "without --critique the judge writes one first\n\n"
+    epilog='Examples: rlaif judge revise "Tell me the color of grass." "Only a fool would ask that. It is green." '
+    '--critique "It insults the user."; without --critique the judge writes one first\n\n'
     'rlaif judge revise --in answers.jsonl --out better.jsonl, a line being {"prompt": …, "response": …}'
 )
 def revise(

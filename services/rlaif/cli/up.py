@@ -143,9 +143,9 @@ def example_request(constitution: str) -> str:
     """A CompareResponsesRequest as JSON."""
     request = {
         "constitution": constitution,
-        "messages": [{"role": "ROLE_USER", "content": "what color is the sky?"}],
-        "first": "the sky is blue.",
-        "second": "i do not know.",
+        "messages": [{"role": "ROLE_USER", "content": "Tell me the color of grass."}],
+        "first": "It is green.",
+        "second": "It is blue.",
     }
     return json.dumps(request)
 
