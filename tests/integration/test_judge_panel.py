@@ -202,6 +202,27 @@ async def test_sampled_principles_and_reasoning_are_the_same_for_all_judges():
         assert all(f"the {principle_id} reply" in text for text in theirs)
 
 
+class MeetingEngine(Other):
+    """Answers when two requests are there, not before."""
+
+    def __init__(self, script: Script) -> None:
+        super().__init__(script, digest="a" * 64)
+        self._meeting = asyncio.Barrier(2)
+
+    async def choice_logprobs(self, requests: Sequence[ChoiceRequest]) -> list[ChoiceLogprobs]:
+        await self._meeting.wait()
+        return await super().choice_logprobs(requests)
+
+
+async def test_pairs_with_other_principles_do_not_wait_for_each_other():
+    pairs = [Candidate(QUESTION, (f"Mix. {i}", "No.")) for i in range(6)]
+    options = replace(OPTIONS, num_sampled_principles=1, seed=5)
+    async with sitting(sure(0.9), MeetingEngine(sure(0.7)), timeout_seconds=2.0) as panel:
+        decisions = await panel.judge.decide(pairs, constitution=CONSTITUTION, options=options)
+    assert {decision.verdict.principle_votes[0].principle_id for decision in decisions} == {"helpful", "harmless"}
+    assert [decision.verdict.probability_first for decision in decisions] == pytest.approx([0.8] * 6)
+
+
 async def test_a_constitution_that_the_others_do_not_have_is_sent_along():
     rules = Constitution("mine", 1, "", (Principle("kind", "Be kind."),))
     async with sitting(sure(0.9), Other(sure(0.7), digest="a" * 64)) as panel:

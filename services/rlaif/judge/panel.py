@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 from rlaif.client.judge_aio import AsyncJudgeClient
 from rlaif.client.judge_messages import Rules
@@ -57,14 +58,17 @@ class RemoteJudge:
         return digest([self.name, self._state.fingerprint])
 
     async def votes(self, tasks: Sequence[Task]) -> list[JudgeVote]:
-        """One vote a task, in order, with a reason where there is none."""
+        """One vote a task, in order, with a reason where there is none; all choices of principles are asked at once."""
         groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for index, task in enumerate(tasks):
             groups[tuple(principle.principle_id for principle in task.principles)].append(index)
-        votes: dict[int, JudgeVote] = {}
-        for principle_ids, indices in groups.items():
-            asked = [tasks[index] for index in indices]
-            votes.update(zip(indices, await self._ask_votes(asked, principle_ids), strict=True))
+        answers = await asyncio.gather(
+            *(
+                self._ask_votes([tasks[index] for index in indices], principle_ids)
+                for principle_ids, indices in groups.items()
+            )
+        )
+        votes = dict(zip(chain.from_iterable(groups.values()), chain.from_iterable(answers), strict=True))
         return [votes[index] for index in range(len(tasks))]
 
     async def close(self) -> None:
