@@ -218,6 +218,12 @@ WRONG = [
     (audit(constitution=""), InvalidInputError, "constitution", "required"),
     (audit(written_audit=True), UnsupportedError, None, "compact template writes no audit"),
     (audit(probe_pairs=[PAIR] * 257), InvalidInputError, "probe_pairs", "limit of 256"),
+    (
+        audit(probe_pairs=[PAIR, judge_service_pb2.Pair(messages=[TURN], first="x" * 1000, second="y" * 1000)]),
+        InvalidInputError,
+        "probe_pairs[1].messages",
+        "context of 1500",
+    ),
     (audit(probe_pairs=[judge_service_pb2.Pair()]), InvalidInputError, "probe_pairs[0].messages", "at least one"),
 ]
 

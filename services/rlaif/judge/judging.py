@@ -126,12 +126,15 @@ class Judge:
             decisions |= await self._make(missing, refuse_too_long=refuse_too_long)
         answers = [decisions[task.request_sha256] for task in tasks]
         if refuse_too_long and any(_too_long(answer.label) for answer in answers):
-            raise InvalidInputError(
-                f"the judge's prompt is longer than its context of {self._engine.context_length} tokens",
-                field="messages",
-                reason="PROMPT_TOO_LONG",
-            )
+            raise self._prompt_too_long(field="messages")
         return answers
+
+    def _prompt_too_long(self, *, field: str) -> InvalidInputError:
+        return InvalidInputError(
+            f"the judge's prompt is longer than its context of {self._engine.context_length} tokens",
+            field=field,
+            reason="PROMPT_TOO_LONG",
+        )
 
     async def fingerprint(self) -> JudgeFingerprint:
         """What of this judge decides a label, its calibrations aside."""
@@ -145,13 +148,19 @@ class Judge:
     async def try_out(
         self, candidates: Sequence[Candidate], *, constitution: Constitution, options: JudgingOptions
     ) -> list[PairLabel]:
-        """What the own model says of pairs, for looking at the constitution: no label is made of it or recorded."""
+        """What the own model says of pairs, for looking at the constitution: no label is made of it or recorded.
+
+        InvalidInputError names the probe pair that is too long.
+        """
         tasks = make_tasks(
             candidates,
             constitution=constitution,
             options=options,
             fingerprint=JudgeFingerprint(self._engine.identity.digest, self._template.sha256),
         )
+        too_long = await self._core.find_too_long(tasks)
+        if too_long is not None:
+            raise self._prompt_too_long(field=f"probe_pairs[{too_long}].messages")
         judgements = await self._core.decide(tasks, refuse_too_long=True)
         return [each.decision for each in judgements if isinstance(each.decision, PairLabel)]
 

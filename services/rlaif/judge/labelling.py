@@ -87,6 +87,16 @@ class LabellingCore:
             for task, plan, screening in zip(tasks, plans, screenings, strict=True)
         ]
 
+    async def find_too_long(self, tasks: Sequence[Task]) -> int | None:
+        """Position of the first task whose prompt does not fit, without a rationale; None when all fit."""
+
+        def find() -> int | None:
+            too_long = AbstentionReason.TOO_LONG
+            plans = (self._plan_one(task, refuse_too_long=False) for task in tasks)
+            return next((index for index, plan in enumerate(plans) if plan.abstention_reason is too_long), None)
+
+        return await self._plan(find)
+
     def close(self) -> None:
         """Stop the planning thread."""
         self._plan.close()
