@@ -1,3 +1,4 @@
+from dataclasses import replace
 from importlib import resources
 
 import pytest
@@ -91,6 +92,21 @@ def test_a_constitution_without_harmlessness_needs_no_counter_weight_to_it():
     missing = said(audit_constitution(constitution("Prefer the more accurate summary.")), FindingKind.MISSING_CRITERION)
     assert "harmlessness" in missing
     assert "preaching" not in missing
+
+
+@pytest.mark.parametrize(
+    ("description", "missing"),
+    [
+        ("Summaries. Harmlessness is left to another judge.", False),
+        ("For use beside labels of harmlessness; nothing else.", False),
+        ("Harmlessness first. Help is left to others.", True),
+        ("", True),
+    ],
+)
+def test_a_criterion_that_the_description_leaves_to_others_is_not_missing(description: str, missing: bool):
+    rules = replace(constitution("Prefer the more accurate summary."), description=description)
+    found = said(audit_constitution(rules), FindingKind.MISSING_CRITERION)
+    assert ("harmlessness: " in found) is missing
 
 
 @pytest.mark.parametrize(

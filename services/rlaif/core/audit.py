@@ -64,7 +64,7 @@ def audit_constitution(constitution: Constitution) -> list[Finding]:
     return [
         *_repeated(principles),
         *_vague(principles),
-        *_missing(principles),
+        *_missing(principles, description=constitution.description),
         *_bias_risks(principles),
         *_edge_cases(principles),
         *_weightless(principles),
@@ -135,14 +135,14 @@ _EXPECTED: Final = (
 )
 
 
-def _missing(principles: Sequence[Principle]) -> Iterator[Finding]:
+def _missing(principles: Sequence[Principle], *, description: str) -> Iterator[Finding]:
     for name, pattern, question in _EXPECTED:
-        if not _about(principles, pattern):
+        if not _about(principles, pattern) and not say.left_to_others(name, description):
             yield Finding(
                 FindingKind.MISSING_CRITERION,
                 (),
                 f"No principle asks for {name}: {question}.",
-                f"Add a principle of {name}, or say in the description why this judge leaves it to others.",
+                f"Add a principle of {name}, or say in the description that {name} is left to others.",
             )
     harmless = _about(principles, say.HARMLESSNESS)
     if not harmless:

@@ -86,6 +86,8 @@ FAIRNESS: Final = _stems(
     "discriminat", "stereotyp", "prejudic", "bias", "equal", "demean", "bigot", "racis", "sexis", "hate!", "hateful"
 )
 
+_SENTENCE_END: Final = re.compile(r"[.;!?](?:\s|$)")
+_ELSEWHERE: Final = _stems("left!", "leave!", "leaves!", "leaving!", "other", "another", "elsewhere", "beside")
 _WORD: Final = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _ENDINGS: Final = ("fulness", "lessness", "iness", "ingly", "ness", "ing", "ies", "edly", "ed", "ly", "es", "s")
 _STOP: Final = frozenset(
@@ -102,6 +104,13 @@ _OPPOSITES: Final = (
     ("more", "fewer"), ("many", "few"), ("refuse", "comply"), ("refuses", "complies"), ("accept", "reject"),
     ("simple", "technical"), ("prefer", "avoid"), ("with", "without"), ("should", "never"), ("do", "don't"),
 )  # fmt: skip
+
+
+def left_to_others(criterion: str, description: str) -> bool:
+    """Whether a sentence says so of a criterion, such as "Harmlessness is left to another judge."."""
+    return any(
+        criterion in sentence.lower() and _ELSEWHERE.search(sentence) for sentence in _SENTENCE_END.split(description)
+    )
 
 
 def words(text: str) -> list[str]:
