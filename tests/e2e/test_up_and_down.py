@@ -22,9 +22,9 @@ pytestmark = pytest.mark.slow
 
 QUESTION = {
     "constitution": "constitutions/playground",
-    "messages": [{"role": "ROLE_USER", "content": "what color is the sky?"}],
-    "first": "the sky is blue.",
-    "second": "i do not know.",
+    "messages": [{"role": "ROLE_USER", "content": "Tell me the color of grass."}],
+    "first": "It is green.",
+    "second": "It is blue.",
 }
 
 
