@@ -94,8 +94,8 @@ class RewardModelSettings(SettingsModel):
     """Train it also when it is not the reward: it then watches the run as a second opinion."""
     num_members: Annotated[int, Field(ge=1, le=8)] = 1
     """Members of the ensemble; they differ by seed."""
-    epochs: Count = 4
-    """Passes over the labels."""
+    epochs: Count = 2
+    """Passes over the labels; few, where the reward model only watches."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate of AdamW."""
     batch_size: Count = 48
@@ -278,6 +278,7 @@ class RunSettings(SettingsModel):
 _ROUTE_DEFAULTS: Final[dict[str, Any]] = {
     "model": {
         "sampling": {"num_prompts": 400, "pairs_per_prompt": 5},
+        "reward_model": {"epochs": 4},
         "rl": {"steps": 36, "kl_beta": 0.25, "advantage_epsilon": 0.05},
     }
 }
