@@ -10,8 +10,9 @@ PIP_ARGS ?=
 ARGS ?=
 PYTEST_ARGS ?=
 
-# Threads that wait must sleep, not spin: several processes share few cores.
+# Threads that wait spin for half a millisecond at most, then sleep: several processes share few cores.
 export OMP_WAIT_POLICY := PASSIVE
+export GOMP_SPINCOUNT ?= 10000
 export TOKENIZERS_PARALLELISM := false
 export RLAIF_SHARED ?= ../shared
 

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlaif.core.errors import InvalidInputError, QuotaExceededError, UnavailableError
+from rlaif.core.errors import InvalidInputError, QuotaExceededError, UnavailableError, UnsupportedError
 from rlaif.runtime.server import Service
 from rlaif.v1 import judge_service_pb2 as pb
 from rlaif.v1 import judge_service_pb2_grpc
@@ -20,6 +20,7 @@ class TextJudge(judge_service_pb2_grpc.JudgeServiceServicer):
     away_times: int = 0
     retry_after_seconds: float = 0.01
     max_in_flight: int = 0
+    writes_audits: bool = True
     requests: list[Any] = field(default_factory=list)
     _in_flight: int = 0
 
@@ -85,6 +86,8 @@ class TextJudge(judge_service_pb2_grpc.JudgeServiceServicer):
 
     async def AuditConstitution(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.requests.append(request)
+        if request.written_audit and not self.writes_audits:
+            raise UnsupportedError("this judge writes none", reason="WRITTEN_AUDIT_UNSUPPORTED")
         finding = pb.AuditFinding(
             kind=pb.AUDIT_FINDING_KIND_EDGE_CASE, principle_ids=["kind"], description="Open.", suggestion="Close."
         )

@@ -12,7 +12,7 @@ import pytest
 from judge_fakes import CONSTITUTION, DECODING, QUESTION, MemoryLedger, Script, ScriptedEngine, make_judge, serve_judge
 from rlaif.client.judge_aio import AsyncJudgeClient
 from rlaif.core.constitution import Constitution, Principle
-from rlaif.core.errors import UnsupportedError
+from rlaif.core.errors import InvalidInputError, UnsupportedError
 from rlaif.engine.protocol import ChoiceLogprobs, ChoiceRequest, ModelIdentity
 from rlaif.judge.judging import Judge
 from rlaif.judge.panel import Panel, RemoteJudge
@@ -146,6 +146,22 @@ async def test_a_judge_that_is_gone_has_no_vote():
         judge_service_pb2.ABSTENTION_REASON_UNREACHABLE,
         judge_service_pb2.ABSTENTION_REASON_TIMED_OUT,
     )
+
+
+class Refusing(Other):
+    """A judge of the panel that takes no such request."""
+
+    async def choice_logprobs(self, requests: Sequence[ChoiceRequest]) -> list[ChoiceLogprobs]:
+        raise InvalidInputError("too long for this judge", field="pairs[0].first")
+
+
+async def test_a_judge_that_refuses_the_request_is_told_from_one_that_is_gone():
+    async with sitting(sure(0.9), Refusing(sure(0.7), digest="a" * 64), options=PanelOptions("mean", 1, 0.5)) as panel:
+        verdict = (await panel.decide()).verdict
+        again = await panel.decide()
+    assert verdict.probability_first == pytest.approx(0.9)
+    assert verdict.judge_votes[1].abstention_reason == judge_service_pb2.ABSTENTION_REASON_REFUSED
+    assert not again.recorded_before
 
 
 async def test_an_abstention_elsewhere_is_kept_with_its_reason():

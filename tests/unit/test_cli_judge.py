@@ -124,6 +124,14 @@ def test_an_audit_asks_with_probe_pairs(command: Command, judge: TextJudge, tmp_
     assert found["findings"][0]["kind"] == "edge_case"
 
 
+def test_a_judge_that_writes_no_audit_still_tells_its_findings(command: Command, judge: TextJudge):
+    judge.writes_audits = False
+    code, out, err = command("audit", "--written")
+    assert code == 0
+    assert "Open." in out
+    assert "no written audit: this judge writes none" in err
+
+
 PAIRS = [{"prompt": "Why?", "first": "x" * n, "second": "12345"} for n in range(1, 8)]
 
 

@@ -174,6 +174,7 @@ def test_a_child_that_found_the_disk_full_says_so_as_wrong_input(
 def test_children_sleep_when_idle_and_stay_offline_with_local_models() -> None:
     environment = child_environment({"HOME": "/h"}, num_threads=3, offline=True)
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert int(environment["GOMP_SPINCOUNT"]) <= 10_000
     assert environment["OMP_NUM_THREADS"] == "3"
     assert environment["TOKENIZERS_PARALLELISM"] == "false"
     assert environment["HF_HUB_OFFLINE"] == "1"

@@ -57,6 +57,7 @@ def build(
     """
     # Read when torch is loaded. Threads that spin while they wait make a build on shared cores many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
     from rlaif_pipelines.playground.judge import train_judge
     from rlaif_pipelines.playground.models import deterministic, load_model, save_model

@@ -23,6 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one training and returns its exit code: done, failed, wrong input, stopped by a guard or interrupted."""
     # Read when torch is loaded. Threads that spin while they wait make a step many times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     parser = argparse.ArgumentParser(prog="rlaif_pipelines.training", description="Trains one model and ends.")
     parser.add_argument("verb", choices=sorted(SETTINGS))
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="settings, JSON or YAML")

@@ -349,14 +349,16 @@ def audit(
 ) -> int:
     """Audit a constitution with the judge that would apply it."""
     from rlaif.cli import judge_jobs as jobs
-    from rlaif.cli.judge_connection import Where, connect, explained
+    from rlaif.cli.judge_connection import Where, audited, connect, explained
 
     pairs = [line.item for line in jobs.read_lines(probe, jobs.COMPARE, option="--probe")] if probe else []
     how = _how(constitution, principle, None)
     where = Where(address, state, tls_ca, token_file, timeout or BATCH_SECONDS)
     with connect(where) as connection, explained("audit constitutions"):
         rules = how.rules(connection)
-        found = connection.client.audit(rules, probe_pairs=pairs, written_audit=written)
+        found, unwritten = audited(connection.client, rules, pairs, written=written)
+    if unwritten:
+        typer.echo(f"no written audit: {unwritten}", err=True)
     return _show(found, as_json, "audit_page", rules if isinstance(rules, str) else rules.name, found)
 
 

@@ -17,6 +17,7 @@ from rlaif.cli.processes import ProcessFamily, child_environment, num_cores
 from rlaif.cli.services import start_judge
 from rlaif.cli.status import is_service
 from rlaif.client.judge import JudgeClient, Rules
+from rlaif.client.judge_values import ConstitutionAudit, ResponsePair
 from rlaif.core.constitution import Constitution, Principle
 from rlaif.core.errors import InvalidInputError, RlaifError, UnsupportedError
 from rlaif.playground.paths import JUDGE_DIR
@@ -124,6 +125,18 @@ def explained(what: str) -> Iterator[None]:
         if error.reason != "NOT_SERVED":
             raise
         raise RlaifError(f"this judge does not {what}", reason=error.reason) from error
+
+
+def audited(
+    client: JudgeClient, rules: Rules, pairs: Sequence[ResponsePair], *, written: bool
+) -> tuple[ConstitutionAudit, str]:
+    """(the audit, why the judge wrote none although asked to)."""
+    try:
+        return client.audit(rules, probe_pairs=pairs, written_audit=written), ""
+    except UnsupportedError as error:
+        if error.reason != "WRITTEN_AUDIT_UNSUPPORTED":
+            raise
+        return client.audit(rules, probe_pairs=pairs), error.message
 
 
 def _client(where: Where, address: str) -> JudgeClient:

@@ -45,8 +45,8 @@ class AbstentionReason(Enum):
     UNREACHABLE = "unreachable"
 
 
-TRANSIENT_REASONS = frozenset({AbstentionReason.TIMED_OUT, AbstentionReason.UNREACHABLE})
-"""What may go away by itself: a label that lacks a vote for such a reason must not answer later requests."""
+TRANSIENT_REASONS = frozenset({AbstentionReason.TIMED_OUT, AbstentionReason.UNREACHABLE, AbstentionReason.REFUSED})
+"""What says nothing of the pair: a label that lacks a vote for such a reason must not answer later requests."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,16 @@ from rlaif.client.judge_messages import Rules
 from rlaif.client.judge_values import JudgeOptions, JudgeState, ResponsePair, Verdict
 from rlaif.core.canonical import digest
 from rlaif.core.constitution import Constitution
-from rlaif.core.errors import DeadlineError, RlaifError
+from rlaif.core.errors import (
+    DeadlineError,
+    ForbiddenError,
+    InvalidInputError,
+    NotFoundError,
+    PreconditionError,
+    RlaifError,
+    UnauthenticatedError,
+    UnsupportedError,
+)
 from rlaif.core.preference import AbstentionReason, JudgeVote
 from rlaif.judge.settling import PanelOptions
 from rlaif.judge.tasks import Task
@@ -23,6 +32,14 @@ from rlaif.runtime.settings import ClientSettings
 
 _log = EventLogger(__name__)
 
+_REFUSALS = (
+    InvalidInputError,
+    NotFoundError,
+    PreconditionError,
+    UnsupportedError,
+    UnauthenticatedError,
+    ForbiddenError,
+)
 _STATE_SECONDS = 30.0
 """For how long it is believed which weights a judge has; its answers are checked against it."""
 _ASKING_SECONDS = 5.0
@@ -106,11 +123,10 @@ class RemoteJudge:
 
     def _vote(self, answer: Verdict | RlaifError) -> JudgeVote:
         if isinstance(answer, RlaifError):
-            timed_out = isinstance(answer, DeadlineError)
             _log.warning(
                 "a judge of the panel has no vote", judge=self.name, reason=answer.reason, error=answer.message
             )
-            return self._missing(AbstentionReason.TIMED_OUT if timed_out else AbstentionReason.UNREACHABLE)
+            return self._missing(_why_missing(answer))
         uri, model_digest = answer.provenance.model_uri, answer.provenance.model_digest
         if self._state is not None and model_digest != self._state.model_digest:
             # It was started anew with other weights: the key under which this label would be kept is not its own.
@@ -158,6 +174,12 @@ class Panel:
     async def close(self) -> None:
         """Close all connections."""
         await asyncio.gather(*(judge.close() for judge in self.judges))
+
+
+def _why_missing(error: RlaifError) -> AbstentionReason:
+    if isinstance(error, DeadlineError):
+        return AbstentionReason.TIMED_OUT
+    return AbstentionReason.REFUSED if isinstance(error, _REFUSALS) else AbstentionReason.UNREACHABLE
 
 
 def _renamed(constitution: Constitution) -> Constitution:

@@ -96,7 +96,7 @@ class _AbstentionReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Abst
     ABSTENTION_REASON_INJECTION_SUSPECTED: _AbstentionReason.ValueType  # 5
     """A response addresses the judge, and the service is set to abstain then."""
     ABSTENTION_REASON_REFUSED: _AbstentionReason.ValueType  # 6
-    """The judge declined."""
+    """A judge of the panel refused the request: its input, limits or credentials."""
     ABSTENTION_REASON_NOT_FINITE: _AbstentionReason.ValueType  # 7
     """The engine gave no finite log-probabilities."""
     ABSTENTION_REASON_TRUNCATED: _AbstentionReason.ValueType  # 8
@@ -124,7 +124,7 @@ ABSTENTION_REASON_TOO_LONG: AbstentionReason.ValueType  # 4
 ABSTENTION_REASON_INJECTION_SUSPECTED: AbstentionReason.ValueType  # 5
 """A response addresses the judge, and the service is set to abstain then."""
 ABSTENTION_REASON_REFUSED: AbstentionReason.ValueType  # 6
-"""The judge declined."""
+"""A judge of the panel refused the request: its input, limits or credentials."""
 ABSTENTION_REASON_NOT_FINITE: AbstentionReason.ValueType  # 7
 """The engine gave no finite log-probabilities."""
 ABSTENTION_REASON_TRUNCATED: AbstentionReason.ValueType  # 8
