@@ -22,11 +22,46 @@ class ModelIdentity:
 
 
 @dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do with the model it was opened with."""
+
+    choice_logprobs: bool
+    """Log-probabilities of given answers, exact over the whole vocabulary."""
+    constraints: bool
+    """Completions held to choices, a regular expression or a JSON schema."""
+    loads_weights: bool
+    """Swapping to other weights of the same architecture while it serves."""
+    loads_adapters: bool
+    """Swapping to a LoRA adapter of the model while it serves."""
+    repeatable: bool
+    """The same request alone gives the same token ids again."""
+
+
+@dataclass(frozen=True)
+class EngineUsage:
+    """How busy an engine is. `cache_usage` is the share of its key-value cache in use, in [0, 1]; None if unknown."""
+
+    running_completions: int
+    waiting_completions: int
+    cache_usage: float | None = None
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What a completion's text must be; exactly one is set: one of the choices, a regular expression, a JSON schema."""
+
+    choices: tuple[str, ...] = ()
+    regex: str = ""
+    json_schema: str = ""
+
+
+@dataclass(frozen=True)
 class GenerateRequest:
     """One prompt to continue `num_completions` times.
 
     `stream` names the prompt's random streams together with `seed`: completion i draws from the stream
-    (seed, stream, i), whatever else is in the batch. `temperature` 0 is greedy.
+    (seed, stream, i), whatever else is in the batch. `temperature` 0 is greedy. Of requests that wait, those of
+    the smallest `priority` run first.
     """
 
     prompt_ids: TokenIds
@@ -37,6 +72,8 @@ class GenerateRequest:
     stop_sequences: tuple[str, ...] = ()
     seed: int = 0
     stream: int = 0
+    constraint: Constraint | None = None
+    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +117,14 @@ class Engine(Protocol):
     def context_length(self) -> int:
         """Longest prompt plus completion, tokens."""
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What may be asked of it; anything else is an UnsupportedError."""
+
+    @property
+    def usage(self) -> EngineUsage:
+        """How busy it is."""
+
     def encode_chat(self, messages: Sequence[Message]) -> TokenIds:
         """Chat-template ids of a conversation, generation prompt included; content never yields control tokens."""
 
@@ -92,16 +137,23 @@ class Engine(Protocol):
     async def generate(
         self, requests: Sequence[GenerateRequest], *, on_generation: OnGeneration | None = None
     ) -> list[list[Generation]]:
-        """Completions of each request, as one batch; `on_generation` hears of each on the event loop as it finishes.
+        """Completions of each request; `on_generation` hears of each on the event loop as it finishes.
 
-        Cancelling the call stops the work.
+        Calls may overlap; whether they then share batches is the engine's own. Cancelling a call stops its work.
         """
 
     async def choice_logprobs(self, requests: Sequence[ChoiceRequest]) -> list[ChoiceLogprobs]:
         """Log-probabilities of the choices by prefill alone, as one batch; no decoding."""
 
     async def load(self, identity: ModelIdentity) -> None:
-        """Swap to other weights of the same architecture; calls in flight finish on the old ones."""
+        """Swap to other weights of the same architecture, or to a LoRA adapter where the folder holds one.
+
+        Calls made before finish on the old weights, calls made after start on the new ones. On an error the old
+        weights stay.
+        """
+
+    async def check_health(self) -> None:
+        """Return when the engine works; UnavailableError when it is lost."""
 
     async def close(self) -> None:
         """Free the model."""

@@ -19,9 +19,11 @@ from rlaif.engine.hf.forward import ModelRunner
 from rlaif.engine.hf.loading import LoadedModel, copy_weights, load_causal_model, load_weights, resolve_dtype
 from rlaif.engine.hf.worker import Worker
 from rlaif.engine.protocol import (
+    Capabilities,
     ChoiceLogprobs,
     ChoiceRequest,
     Engine,
+    EngineUsage,
     GenerateRequest,
     Generation,
     ModelIdentity,
@@ -52,6 +54,7 @@ class HfEngine:
     def __init__(self, worker: Worker, loaded: LoadedModel, identity: ModelIdentity, options: _Options) -> None:
         self._worker, self._loaded, self._identity, self._options = worker, loaded, identity, options
         self._closed = False
+        self._running = 0
         self._assemble(loaded.model, packed=self._packing_works(loaded.model))
 
     @classmethod
@@ -97,6 +100,18 @@ class HfEngine:
         return self._loaded.context_length
 
     @property
+    def capabilities(self) -> Capabilities:
+        """What may be asked of it."""
+        return Capabilities(
+            choice_logprobs=True, constraints=False, loads_weights=True, loads_adapters=False, repeatable=True
+        )
+
+    @property
+    def usage(self) -> EngineUsage:
+        """How busy it is."""
+        return EngineUsage(running_completions=self._running, waiting_completions=0)
+
+    @property
     def packs_suffixes(self) -> bool:
         """Whether suffixes share their prefix's computation; else each is computed whole."""
         return self._scorer.packed
@@ -130,7 +145,12 @@ class HfEngine:
                 requests, cancelled=cancelled, on_generation=tell if on_generation is not None else None
             )
 
-        return await self._worker.run(work)
+        num_completions = sum(request.num_completions for request in requests)
+        self._running += num_completions
+        try:
+            return await self._worker.run(work)
+        finally:
+            self._running -= num_completions
 
     async def choice_logprobs(self, requests: Sequence[ChoiceRequest]) -> list[ChoiceLogprobs]:
         """Log-probabilities of the choices by prefill alone, as one batch; no decoding."""
@@ -142,6 +162,10 @@ class HfEngine:
         """Swaps to other weights of the same architecture; calls that came before finish on the old ones."""
         self._check_open()
         await self._worker.run(lambda _: self._swap(identity))
+
+    async def check_health(self) -> None:
+        """Returns when the engine works."""
+        self._check_open()
 
     async def close(self) -> None:
         """Frees the model; calls in flight finish first."""
