@@ -17,7 +17,6 @@ import random
 import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,22 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from harness import RunningService, Texts, make_model, percentile, service_process
 
-from rlaif.cli.addresses import announce_path, is_serving, read_announcement
 from rlaif.client.judge_aio import AsyncJudgeClient
 from rlaif.client.judge_values import JudgeOptions, ResponsePair
 from rlaif.core.constitution import parse_constitution
 from rlaif.core.conversation import Message
 from rlaif.core.template import STANDARD, VERDICT_LABELS
-from rlaif.playground.paths import POLICY_DIR
 from rlaif.runtime.settings import ClientSettings
 
 CALLERS = 64
-TOKENS_PER_WORD = 1.3
-CONVERSATION_WORDS = (3.93, 1.11)
-RESPONSE_WORDS = (3.10, 1.01)
-"""Mean and sd of ln(words)."""
-MAX_WORDS = 300
 GOALS = {"grpc_vs_engine": 0.90, "vs_plain_loop": 5.0, "vs_no_shared_prefix": 2.0}
 NULL_GOAL = 800
 GENERATED_TOKENS = 4
@@ -191,11 +184,11 @@ def bench_null(folder: Path, *, num_requests: int, repetitions: int) -> dict[str
         for _ in range(repetitions):
             pairs = list(itertools.islice(texts, num_requests // repetitions))
             start, used = time.perf_counter(), judge.cpu_seconds()
-            latencies = sorted(asyncio.run(compare_all(judge.target, pairs, one_principle=True)))
+            latencies = asyncio.run(compare_all(judge.target, pairs, one_principle=True))
             rates.append(len(pairs) / (time.perf_counter() - start))
             cpu.append(1e6 * (judge.cpu_seconds() - used) / len(pairs))
-            p50s.append(1000 * latencies[len(latencies) // 2])
-            p99s.append(1000 * latencies[len(latencies) * 99 // 100])
+            p50s.append(1000 * percentile(latencies, 0.50))
+            p99s.append(1000 * percentile(latencies, 0.99))
         os.sched_setaffinity(0, cores)
         memory = judge.peak_rss_gb()
     return {
@@ -239,24 +232,6 @@ def timed(work: Callable[[], Any], num_labels: int) -> float:
 BATCH_ITEMS = 64
 
 
-@dataclass(frozen=True)
-class RunningJudge:
-    """Where the judge listens, and its process."""
-
-    target: str
-    pid: int
-
-    def peak_rss_gb(self) -> float:
-        """Its largest resident memory so far."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1e6
-
-    def cpu_seconds(self) -> float:
-        """Processor time it has used so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 @contextmanager
 def services(
     folder: Path,
@@ -264,97 +239,22 @@ def services(
     model: str | None,
     judge_cores: Sequence[int] | None = None,
     ledger_cores: Sequence[int] | None = None,
-) -> Iterator[RunningJudge]:
+) -> Iterator[RunningService]:
     """A ledger on SQLite and a judge, each a process; without a model the null engine."""
     run = folder / ("engine" if model else "null")
     run.mkdir()
-    children: list[subprocess.Popen[bytes]] = []
-    try:
-        ledger = start(
-            run,
-            "oversight",
-            ["-m", "rlaif.oversight"],
-            {"database_url": f"sqlite:///{run}/ledger.sqlite"},
-            cores=ledger_cores,
-            children=children,
-        )
-        judge = start(
-            run,
-            "judge",
-            ["-m", "rlaif.judge"] if model else [str(Path(__file__).with_name("null_judge.py"))],
-            {
-                "model": model or "null",
-                "constitutions": [str(folder / "constitution.yaml")],
-                "ledger": {"target": ledger.target},
-                "mix_requests": True,
-                "queue": {"max_batch_items": BATCH_ITEMS},
-            },
-            cores=judge_cores,
-            children=children,
-        )
-        yield judge
-    finally:
-        for child in children:
-            child.terminate()
-        for child in children:
-            child.wait()
-
-
-def start(
-    run: Path,
-    name: str,
-    module: Sequence[str],
-    config: dict[str, Any],
-    *,
-    cores: Sequence[int] | None,
-    children: list[subprocess.Popen[bytes]],
-) -> RunningJudge:
-    """A service that is healthy."""
-    announce = announce_path(run, name)
-    announce.parent.mkdir(parents=True, exist_ok=True)
-    listen = {"address": "127.0.0.1:0", "announce_path": str(announce), "default_deadline_seconds": 600.0}
-    path = run / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({"listen": listen, **config}))
-    pin = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
-    with (run / f"{name}.log").open("wb") as log:
-        child = subprocess.Popen(
-            [*pin, sys.executable, *module, "--config", str(path)], stdout=log, stderr=subprocess.STDOUT
-        )
-    children.append(child)
-    deadline = time.monotonic() + 120
-    service = {"oversight": "rlaif.v1.LedgerService", "judge": "rlaif.v1.JudgeService"}[name]
-    while time.monotonic() < deadline and child.poll() is None:
-        announcement = read_announcement(announce)
-        if announcement and is_serving(announcement.address, service):
-            return RunningJudge(announcement.address, child.pid)
-        time.sleep(0.1)
-    sys.exit(f"{name} did not start; see {run / name}.log")
-
-
-def make_model(folder: Path) -> None:
-    """A Llama of 50 M random parameters with the playground's tokenizer."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(POLICY_DIR)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=640,
-        intermediate_size=1720,
-        num_hidden_layers=10,
-        num_attention_heads=10,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    tokenizer.model_max_length = config.max_position_embeddings
-    tokenizer.save_pretrained(folder)
-    print(f"model: {sum(weight.numel() for weight in model.parameters()) / 1e6:.1f} M parameters, float32")
+    database = {"database_url": f"sqlite:///{run}/ledger.sqlite"}
+    with service_process(run, "oversight", database, cores=ledger_cores) as ledger:
+        config = {
+            "model": model or "null",
+            "constitutions": [str(folder / "constitution.yaml")],
+            "ledger": {"target": ledger.target},
+            "mix_requests": True,
+            "queue": {"max_batch_items": BATCH_ITEMS},
+        }
+        program = () if model else (str(Path(__file__).with_name("null_judge.py")),)
+        with service_process(run, "judge", config, program=program, cores=judge_cores) as judge:
+            yield judge
 
 
 def open_peers(model_folder: Path, *, constitution: Path) -> Peers:
@@ -388,18 +288,10 @@ def open_peers(model_folder: Path, *, constitution: Path) -> Peers:
 
 
 def make_pairs(seed: int) -> Iterator[ResponsePair]:
-    """Endless pairs of the playground's words with HH-RLHF's lengths."""
-    from rlaif.playground.world import prompts
-
-    rng = random.Random(seed)
-    words = sorted({word for prompt in prompts() for word in prompt.text.split()})
-
-    def text(shape: tuple[float, float]) -> str:
-        number = min(MAX_WORDS, max(3, round(TOKENS_PER_WORD * rng.lognormvariate(*shape))))
-        return " ".join(rng.choices(words, k=number))
-
+    """Endless pairs of HH-RLHF's lengths."""
+    texts = Texts(seed)
     while True:
-        yield ResponsePair(text(CONVERSATION_WORDS), text(RESPONSE_WORDS), text(RESPONSE_WORDS))
+        yield ResponsePair(texts.prompt(), texts.response(), texts.response())
 
 
 def prompt_words(pair: ResponsePair) -> int:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from rlaif.core.conversation import Message
 from rlaif.engine.protocol import (
+    Capabilities,
     ChoiceLogprobs,
     ChoiceRequest,
+    EngineUsage,
     GenerateRequest,
     Generation,
     ModelIdentity,
@@ -29,6 +31,10 @@ class NullEngine:
 
     identity = ModelIdentity(uri="null", digest="0" * 64)
     context_length = 1 << 20
+    capabilities = Capabilities(
+        choice_logprobs=True, constraints=False, loads_weights=False, loads_adapters=False, repeatable=True
+    )
+    usage = EngineUsage(running_completions=0, waiting_completions=0)
 
     def encode_chat(self, messages: Sequence[Message]) -> TokenIds:
         """Bytes of all turns."""
@@ -57,6 +63,9 @@ class NullEngine:
 
     async def load(self, identity: ModelIdentity) -> None:
         """Nothing to load."""
+
+    async def check_health(self) -> None:
+        """Always well."""
 
     async def close(self) -> None:
         """Nothing to free."""
