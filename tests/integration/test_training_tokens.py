@@ -6,7 +6,7 @@ import pytest
 
 from model_fixtures import make_tokenizer
 from rlaif.core.conversation import Conversation, Message
-from rlaif.engine.hf.codec import ChatCodec
+from rlaif.engine.codec import ChatCodec
 from rlaif_pipelines.training.tokens import ChatEncoder
 
 STRIPPING = (

@@ -9,7 +9,7 @@ import pytest
 from model_fixtures import make_tokenizer
 from rlaif.core.conversation import Conversation, Message
 from rlaif.core.errors import InvalidInputError
-from rlaif.engine.hf.codec import ChatCodec
+from rlaif.engine.codec import ChatCodec
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlaif.engine.hf.sampling import Sampler, uniforms
+from rlaif.engine.sampling import Sampler, uniforms
 
 # Softmax of these logits is (0.1, 0.2, 0.3, 0.4); cumulative 0.1, 0.3, 0.6, 1.0.
 LOGITS = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()

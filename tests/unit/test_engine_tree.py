@@ -7,8 +7,8 @@ import numpy as np
 from model_fixtures import make_llama
 from rlaif.engine.hf.choices import packing_error
 from rlaif.engine.hf.forward import ModelRunner
-from rlaif.engine.hf.tree import build_tree, pack_trees
 from rlaif.engine.protocol import ChoiceRequest
+from rlaif.engine.tree import build_tree, pack_trees
 
 
 def test_single_token_choices_need_no_tokens_of_their_own() -> None:

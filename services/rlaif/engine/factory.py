@@ -10,10 +10,14 @@ from rlaif.engine.settings import EngineSettings
 
 async def open_engine(settings: EngineSettings, *, model: str, version: int = 0) -> Engine:
     """The engine with `model` (folder or hub id) loaded; InvalidInputError when it cannot be."""
-    return await asyncio.to_thread(_open, settings, model, version)
+    if settings.kind == "vllm":
+        from rlaif.engine.vllm.opening import open_vllm
+
+        return await open_vllm(settings, model=model, version=version)
+    return await asyncio.to_thread(_open_hf, settings, model, version)
 
 
-def _open(settings: EngineSettings, model: str, version: int) -> Engine:
+def _open_hf(settings: EngineSettings, model: str, version: int) -> Engine:
     from rlaif.engine.hf import HfEngine
 
     return HfEngine.load_model(

@@ -22,7 +22,7 @@ import transformers
 
 from rlaif.core.conversation import Conversation
 from rlaif.core.errors import InvalidInputError
-from rlaif.engine.hf.codec import ChatCodec
+from rlaif.engine.codec import ChatCodec
 from rlaif.engine.hf.loading import find_model_folder, load_tokenizer
 from rlaif.engine.hf.worker import Worker
 from rlaif.engine.protocol import ModelIdentity, TokenIds

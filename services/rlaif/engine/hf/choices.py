@@ -13,9 +13,9 @@ import torch
 
 from rlaif.core.errors import InvalidInputError
 from rlaif.engine.hf.forward import ModelRunner, positions_of
-from rlaif.engine.hf.tree import TokenTree, build_tree, pack_trees
 from rlaif.engine.hf.worker import CancelledWorkError
 from rlaif.engine.protocol import ChoiceLogprobs, ChoiceRequest
+from rlaif.engine.tree import TokenTree, build_tree, pack_trees
 
 # One list a tree, one tuple a query, one value a target.
 TreeLogprobs = list[tuple[float, ...]]

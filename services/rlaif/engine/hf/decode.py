@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 import torch
 
 from rlaif.core.errors import InvalidInputError
+from rlaif.engine.codec import ChatCodec
 from rlaif.engine.hf.cache import buffer_cache
-from rlaif.engine.hf.codec import ChatCodec
 from rlaif.engine.hf.forward import ModelRunner, positions_of
-from rlaif.engine.hf.sampling import Sampler, uniforms
 from rlaif.engine.hf.worker import CancelledWorkError
 from rlaif.engine.protocol import GenerateRequest, Generation, OnGeneration, StopReason
+from rlaif.engine.sampling import Sampler, uniforms
 
 # Copying the cache costs about as much as a step with a fifth of the rows idle.
 _COMPACT_BELOW = 0.8

