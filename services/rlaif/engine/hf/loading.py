@@ -46,17 +46,13 @@ def load_causal_model(
     tokenizer = load_tokenizer(folder)
     model = load_weights(folder, device=device, dtype=dtype, attention=attention)
     codec = ChatCodec(tokenizer)
-    embedded = model.get_input_embeddings().weight.shape[0]
-    if codec.vocabulary_size > embedded:
-        raise InvalidInputError(
-            f"{folder}: the tokenizer has {codec.vocabulary_size} tokens, the model only {embedded}", field="model"
-        )
+    check_vocabulary(folder, codec, embedded=model.get_input_embeddings().weight.shape[0])
     return LoadedModel(
         folder=folder,
         model=model,
         codec=codec,
-        stop_ids=_stop_ids(model, codec, tokenizer),
-        context_length=_context_length(model, tokenizer, limit=context_length),
+        stop_ids=stop_ids(model.generation_config, codec, tokenizer),
+        context_length=find_context_length(model.config, tokenizer, limit=context_length),
     )
 
 
@@ -86,11 +82,28 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def read_config(folder: Path) -> Any:
+    """The folder's config, of a causal language model."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidInputError(f"{folder}: the model cannot be loaded: {_line(error)}", field="model") from error
+    _check_architecture(folder, config)
+    return config
+
+
+def check_vocabulary(folder: Path, codec: ChatCodec, *, embedded: int) -> None:
+    """Raises InvalidInputError where the tokenizer has ids that the model's `embedded` rows do not reach."""
+    if codec.vocabulary_size > embedded:
+        raise InvalidInputError(
+            f"{folder}: the tokenizer has {codec.vocabulary_size} tokens, the model only {embedded}", field="model"
+        )
+
+
 def load_weights(folder: Path, *, device: str, dtype: Dtype, attention: Attention) -> Any:
     """The folder's model, every weight found."""
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        _check_architecture(folder, config)
+        config = read_config(folder)
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -112,6 +125,24 @@ def load_weights(folder: Path, *, device: str, dtype: Dtype, attention: Attentio
         )
     model.requires_grad_(False)
     return model.eval().to(device)
+
+
+def stop_ids(generation_config: Any, codec: ChatCodec, tokenizer: Any) -> frozenset[int]:
+    """Ids that end a completion: the generation config's, the tokenizer's and the chat template's."""
+    configured = getattr(generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in (*ids, tokenizer.eos_token_id, codec.end_of_turn) if token is not None)
+
+
+def find_context_length(config: Any, tokenizer: Any, *, limit: int | None) -> int:
+    """Tokens that model, tokenizer and `limit` all allow."""
+    own = getattr(config.get_text_config(), "max_position_embeddings", None)
+    lengths = [own, tokenizer.model_max_length, limit]
+    # Tokenizers without a limit say 1e30.
+    known = [int(length) for length in lengths if length and length < 1e9]
+    if not known:
+        raise InvalidInputError("the model does not say its context length; set engine.context_length", field="model")
+    return min(known)
 
 
 def resolve_dtype(dtype: Dtype, *, device: str) -> Dtype:
@@ -199,22 +230,6 @@ def _download(uri: str) -> Path:
         raise UnavailableError(
             f"model {uri} is no folder, and the model hub cannot be reached: {_line(error)}", field="model"
         ) from error
-
-
-def _stop_ids(model: Any, codec: ChatCodec, tokenizer: Any) -> frozenset[int]:
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in (*ids, tokenizer.eos_token_id, codec.end_of_turn) if token is not None)
-
-
-def _context_length(model: Any, tokenizer: Any, *, limit: int | None) -> int:
-    own = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    lengths = [own, tokenizer.model_max_length, limit]
-    # Tokenizers without a limit say 1e30.
-    known = [int(length) for length in lengths if length and length < 1e9]
-    if not known:
-        raise InvalidInputError("the model does not say its context length; set engine.context_length", field="model")
-    return min(known)
 
 
 def _line(error: BaseException) -> str:
