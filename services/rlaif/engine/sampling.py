@@ -37,6 +37,12 @@ class Sampler:
         """The sampler of these rows alone."""
         return Sampler(self._temperatures_B[rows], self._top_ps_B[rows])
 
+    def to(self, device: torch.device) -> Sampler:
+        """This sampler with its tensors on `device`."""
+        for name in ("_temperatures_B", "_top_ps_B", "_greedy_B", "_divisors_B1"):
+            setattr(self, name, getattr(self, name).to(device, non_blocking=True))
+        return self
+
     def draw(self, logits_BV: torch.Tensor, uniforms_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(tokens_B, logprobs_B); log-probabilities at the sampling temperature, before top-p."""
         scaled_BV = logits_BV if self._unit else logits_BV / self._divisors_B1

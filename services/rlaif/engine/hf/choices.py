@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rlaif.core.errors import InvalidInputError
+from rlaif.engine.checks import check_choices
 from rlaif.engine.hf.forward import ModelRunner, positions_of
 from rlaif.engine.hf.worker import CancelledWorkError
 from rlaif.engine.protocol import ChoiceLogprobs, ChoiceRequest
@@ -33,18 +33,7 @@ class ChoiceScorer:
 
     def check(self, requests: Sequence[ChoiceRequest]) -> None:
         """Raises InvalidInputError for a prompt that does not fit or a request that asks nothing."""
-        for index, request in enumerate(requests):
-            if not request.prefix_ids or not request.suffixes or not all(request.suffixes):
-                raise InvalidInputError("a prefix and non-empty suffixes are needed", field=f"requests[{index}]")
-            if not request.choices or not all(request.choices):
-                raise InvalidInputError("non-empty choices are needed", field=f"requests[{index}].choices")
-            longest = len(request.prefix_ids) + max(map(len, request.suffixes)) + max(map(len, request.choices))
-            if longest > self.context_length:
-                raise InvalidInputError(
-                    f"the prompt and its answer have {longest} tokens, the model's context holds {self.context_length}",
-                    reason="PROMPT_TOO_LONG",
-                    field=f"requests[{index}]",
-                )
+        check_choices(requests, context_length=self.context_length)
 
     def score(self, requests: Sequence[ChoiceRequest], *, cancelled: threading.Event) -> list[ChoiceLogprobs]:
         """Log-probabilities of every choice after every suffix, in order."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from rlaif.core.errors import InvalidInputError
+from rlaif.engine.checks import check_generate
 from rlaif.engine.codec import ChatCodec
 from rlaif.engine.hf.cache import buffer_cache
 from rlaif.engine.hf.forward import ModelRunner, positions_of
@@ -48,14 +48,7 @@ class Decoder:
 
     def check(self, requests: Sequence[GenerateRequest]) -> None:
         """Raises InvalidInputError for a prompt that leaves no room for a completion."""
-        for index, request in enumerate(requests):
-            if not request.prompt_ids or len(request.prompt_ids) >= self.context_length:
-                raise InvalidInputError(
-                    f"the prompt has {len(request.prompt_ids)} tokens; at least 1 and at most "
-                    f"{self.context_length - 1} fit the model's context of {self.context_length}",
-                    reason="PROMPT_TOO_LONG" if request.prompt_ids else None,
-                    field=f"prompts[{index}]",
-                )
+        check_generate(requests, context_length=self.context_length)
 
     def generate(
         self, requests: Sequence[GenerateRequest], *, cancelled: threading.Event, on_generation: OnGeneration | None
