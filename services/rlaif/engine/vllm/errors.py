@@ -1,0 +1,31 @@
+"""vLLM's exceptions as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vllm.exceptions import VLLMClientError, VLLMError
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from rlaif.core.errors import InvalidInputError, UnavailableError
+
+
+@contextmanager
+def typed_errors() -> Iterator[None]:
+    """Inside, what vLLM refuses is an InvalidInputError, what it fails at an UnavailableError."""
+    try:
+        yield
+    except EngineDeadError as error:
+        raise UnavailableError("vLLM's process is lost; the service has to be started again") from error
+    except VLLMClientError as error:
+        raise InvalidInputError(f"vLLM refuses this request: {first_line(error)}", field="prompts") from error
+    except VLLMError as error:
+        cause = error.__cause__ or error
+        raise UnavailableError(f"vLLM failed at this request: {first_line(cause)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
