@@ -49,14 +49,18 @@ def engine_arguments(settings: EngineSettings, model: DescribedModel, *, on_cpu:
         scheduling_policy="priority",
         logits_processors=[QUALIFIED_NAME],
         logprobs_mode="processed_logits",
-        structured_outputs_config=StructuredOutputsConfig(backend=options.structured_outputs_backend),
+        structured_outputs_config=StructuredOutputsConfig(
+            backend=options.structured_outputs_backend,
+            # A small model may else write white space until its tokens are spent.
+            disable_any_whitespace=options.structured_outputs_backend in ("xgrammar", "guidance"),
+        ),
         disable_log_stats=True,
         **adapters,
     )
 
 
 def sequence_cache_bytes(model: DescribedModel, *, bytes_per_value: int) -> int:
-    """Bytes of keys and values of a sequence that fills the context, 2 · layers · key-value heads · head size a token."""
+    """Bytes of keys and values of a sequence that fills the context, 2 · layers · heads of keys · head size each."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -35,5 +35,5 @@ class VllmSettings(SettingsModel):
     """Whether to run without compiled graphs: a quicker start, slower steps. Null compiles on GPUs, not on CPUs."""
     adapters: AdapterSettings = AdapterSettings()
     """LoRA adapters."""
-    structured_outputs_backend: Literal["auto", "xgrammar", "guidance", "outlines", "lm-format-enforcer"] = "auto"
-    """What holds completions to a constraint."""
+    structured_outputs_backend: Literal["xgrammar", "guidance", "outlines", "lm-format-enforcer"] = "xgrammar"
+    """What holds completions to a constraint; the first two write JSON without white space."""
