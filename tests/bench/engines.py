@@ -105,6 +105,7 @@ async def bench_sampler(folder: Path, options: argparse.Namespace) -> Figures:
             for rows in STATIC_BATCHES if model is not None else ():
                 prompts = [list(engine.encode_chat([Message("user", ask.prompt)])) for ask in batch]
                 figures.add(f"static_generate_{rows}", static_generate(model, prompts, batch, rows=rows))
+            figures.tell(options.repetitions)
         figures.compare(f"sampler_grpc_vs_engine_{kind}", "grpc", "engine")
         if model is not None:
             columns = zip(*(figures.rates[f"static_generate_{rows}"] for rows in STATIC_BATCHES), strict=True)
@@ -230,6 +231,7 @@ async def bench_reward(folder: Path, options: argparse.Namespace) -> Figures:
             encoded = raw.encode(batch)
             figures.add("raw_sorted_batches", raw.sorted_batches(encoded))
             figures.add("one_by_one", raw.one_by_one(encoded))
+            figures.tell(options.repetitions)
         figures.compare("reward_grpc_vs_raw", "grpc", "raw_sorted_batches")
         figures.compare("reward_grpc_vs_one_by_one", "grpc", "one_by_one")
         for callers in LOADS:

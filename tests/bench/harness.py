@@ -149,6 +149,12 @@ class Figures:
         """The rate of one repetition."""
         self.rates.setdefault(name, []).append(rate)
 
+    def tell(self, repetitions: int) -> None:
+        """Prints the last repetition."""
+        number = max(map(len, self.rates.values()))
+        last = ", ".join(f"{name} {values[-1]:.4g}" for name, values in self.rates.items())
+        print(f"repetition {number} of {repetitions}: {last} {self.unit}", flush=True)
+
     def compare(self, ratio: str, ours: str, theirs: str) -> None:
         """Median over the repetitions of ours / theirs."""
         pairs = zip(self.rates[ours], self.rates[theirs], strict=True)

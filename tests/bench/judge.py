@@ -120,6 +120,8 @@ def bench_engine(folder: Path, options: argparse.Namespace) -> tuple[dict[str, f
             # A sample of the pairs, its rate scaled to the length of them all.
             rates["plain_loop"].append(weight * timed(lambda few=few: plain_loop(peers, few), len(few)))
             rates["no_shared_prefix"].append(weight * timed(lambda few=few: no_shared_prefix(peers, few), len(few)))
+            last = ", ".join(f"{name} {values[-1]:.3f}" for name, values in rates.items())
+            print(f"repetition {len(rates['grpc'])} of {options.repetitions}: {last} labels/s", flush=True)
         memory = judge.peak_rss_gb()
     grpc = rates["grpc"]
 
