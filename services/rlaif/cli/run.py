@@ -105,6 +105,13 @@ def run(
         bool,
         typer.Option("--restart", help="Throw away the run that --out holds and begin anew.", rich_help_panel=_COMMAND),
     ] = False,
+    engine: Annotated[
+        Literal["hf", "vllm"],
+        typer.Option(
+            help="What runs sampler and judge: hf is transformers, vllm is vLLM (from an environment that has it).",
+            rich_help_panel=_COMMAND,
+        ),
+    ] = "hf",
     threads: Annotated[
         int,
         typer.Option(min=0, metavar="N", help="Threads of each model. 0: one a core.", rich_help_panel=_COMMAND),
@@ -141,5 +148,5 @@ def run(
     return run_loop(
         values,
         changes=[*(f"{key}={value}" for key, value in sizes.items() if value is not None), *(set_ or ())],
-        options=RunOptions(num_threads=threads, restart=restart, plain=plain),
+        options=RunOptions(num_threads=threads, restart=restart, plain=plain, engine=engine),
     )

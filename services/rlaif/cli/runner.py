@@ -26,7 +26,8 @@ from rlaif.cli.memory import PeakMemory
 from rlaif.cli.plan import CheckedRun, check_inputs
 from rlaif.cli.processes import ProcessFamily, child_environment, num_cores
 from rlaif.cli.progress import RunProgress, planned_stages
-from rlaif.cli.services import StackSettings, start_stack
+from rlaif.cli.services import StackSettings, check_engine, start_stack
+from rlaif.engine.settings import EngineKind
 from rlaif.runtime.artifacts import atomic_write_text
 from rlaif_pipelines.context import RUN_FILE, read_json, write_json
 from rlaif_pipelines.settings import RunSettings, ServiceAddresses
@@ -41,11 +42,13 @@ class RunOptions:
     num_threads: int = 0
     restart: bool = False
     plain: bool = False
+    engine: EngineKind = "hf"
 
 
 def run_loop(values: Mapping[str, Any], *, changes: Sequence[str], options: RunOptions) -> int:
     """Run to the end and return the exit code."""
     with _signals_as_errors():
+        check_engine(options.engine)
         checked = check_inputs(values, changes=changes)
         plain_settings = checked.settings.model_dump(mode="json")
         check_folder(checked.root, settings=plain_settings, restart=options.restart)
@@ -60,7 +63,7 @@ def _run_locked(checked: CheckedRun, *, options: RunOptions, continued: bool) ->
     settings, root = checked.settings, checked.root
     num_threads = options.num_threads or num_cores()
     environment = child_environment(os.environ, num_threads=num_threads, offline=checked.offline)
-    stack = _stack_settings(checked, num_threads=num_threads)
+    stack = _stack_settings(checked, num_threads=num_threads, engine=options.engine)
     console, memory, started = Console(), PeakMemory(), time.time()
     progress = RunProgress.of(planned_stages(rounds=settings.rounds, trains_reward_model=settings.trains_reward_model))
     create_run(settings, ServiceAddresses())
@@ -97,10 +100,10 @@ def _run_locked(checked: CheckedRun, *, options: RunOptions, continued: bool) ->
     except BaseException as error:
         with contextlib.suppress(Exception):  # what ended the run must be told, not what followed from it
             code, message = exits.exit_code_of(error), str(error) or type(error).__name__
-            _record_attempt(root, started=started, code=code, message=message, peak_bytes=memory.peak_bytes)
+            _record_attempt(root, options, started=started, code=code, message=message, peak_bytes=memory.peak_bytes)
             _build_report(root)
         raise
-    _record_attempt(root, started=started, code=code, peak_bytes=memory.peak_bytes)
+    _record_attempt(root, options, started=started, code=code, peak_bytes=memory.peak_bytes)
     report = _build_report(root)
     console.print(summary_panel(report, report_path=settings.out / "report.html", seconds=time.time() - started))
     return code
@@ -115,7 +118,7 @@ def _shown(progress: RunProgress, *, title: str, console: Console, plain: bool) 
         display.close()
 
 
-def _stack_settings(checked: CheckedRun, *, num_threads: int) -> StackSettings:
+def _stack_settings(checked: CheckedRun, *, num_threads: int, engine: EngineKind) -> StackSettings:
     settings = checked.settings
     return StackSettings(
         folder=checked.root,
@@ -125,6 +128,7 @@ def _stack_settings(checked: CheckedRun, *, num_threads: int) -> StackSettings:
         constitution=settings.constitution,
         template=settings.judge_template,
         num_threads=num_threads,
+        engine=engine,
         evaluator=checked.evaluator_model,
         evaluator_template="compact" if settings.evaluator == PLAYGROUND else "standard",
     )
@@ -148,12 +152,15 @@ def _title(settings: RunSettings, *, continued: bool) -> str:
     return f"{verb} · {world} · {route[settings.route]} · seed {settings.seed} · {settings.out}"
 
 
-def _record_attempt(root: Path, *, started: float, code: int, peak_bytes: int, message: str = "") -> None:
+def _record_attempt(
+    root: Path, options: RunOptions, *, started: float, code: int, peak_bytes: int, message: str = ""
+) -> None:
     """What this start of the command cost, into run.json; nobody else writes it once the pipeline has ended."""
     record = read_json(root / RUN_FILE)
     attempt = {
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 1),
+        "engine": options.engine,
         "exit_code": code,
         "message": message,
         "peak_rss_bytes": peak_bytes,

@@ -20,6 +20,7 @@ from rlaif.cli.addresses import (
     read_announcement,
 )
 from rlaif.core.errors import DeadlineError, SettingsError
+from rlaif.engine.settings import EngineKind
 from rlaif.runtime.artifacts import atomic_write_text
 
 START_SECONDS: Final = 180.0
@@ -56,6 +57,8 @@ class StackSettings:
     evaluator_template: str = "standard"
     first_port: int = 0
     """Port of oversight, the others follow; 0 takes free ports."""
+    engine: EngineKind = "hf"
+    """What sampler, judge and evaluator run their models on."""
 
     @property
     def artifact_root(self) -> Path:
@@ -161,7 +164,7 @@ def service_config(settings: StackSettings, name: str, found: Mapping[str, Annou
     fixed_port = settings.first_port and name in GRPC_SERVICES
     port = settings.first_port + list(GRPC_SERVICES).index(name) if fixed_port else 0
     config: dict[str, Any] = {"listen": _listen(settings.folder, name, port=port)}
-    engine = {"kind": "hf", "num_threads": settings.num_threads}
+    engine = {"kind": settings.engine, "num_threads": settings.num_threads}
     if name == "oversight":
         return config | {"database_url": _sqlite_url(settings.folder / "ledger.sqlite")}
     if name == "sampler":
@@ -175,7 +178,7 @@ def service_config(settings: StackSettings, name: str, found: Mapping[str, Annou
         template = settings.template if name == "judge" else settings.evaluator_template
         return config | {
             "model": settings.judge if name == "judge" else settings.evaluator,
-            **_judge_of(template, settings.num_threads),
+            **_judge_of(template, settings.num_threads, engine=settings.engine),
             "constitutions": [settings.constitution],
             "ledger": {"target": found["oversight"].address},
         }
@@ -185,20 +188,28 @@ def service_config(settings: StackSettings, name: str, found: Mapping[str, Annou
     }
 
 
-def _judge_of(template: str, num_threads: int) -> dict[str, Any]:
+def _judge_of(template: str, num_threads: int, *, engine: EngineKind = "hf") -> dict[str, Any]:
     """What a judge is told by the template it is asked with."""
-    engine: dict[str, Any] = {"kind": "hf", "num_threads": num_threads}
+    options: dict[str, Any] = {"kind": engine, "num_threads": num_threads}
     if template != "compact":
-        return {"template": template, "engine": engine}
+        return {"template": template, "engine": options}
     return {
         "template": template,
         # Small judges lose nothing to bfloat16, and score in two thirds of the time.
-        "engine": engine | {"dtype": "auto"},
+        "engine": options | {"dtype": "auto"},
         # Their likeliest text is their best: texts that are drawn ramble, and rewrite what has no fault.
         "writing": {"temperature": 0.0},
         # They are taught critiques and revisions, not rationales.
         "reasoning": None,
     }
+
+
+def check_engine(engine: EngineKind) -> None:
+    """SettingsError with the fix where this environment has not what the engine needs."""
+    if engine == "vllm":
+        from rlaif.engine.vllm.environment import check_installed
+
+        check_installed()
 
 
 def check_ports_free(settings: StackSettings) -> None:

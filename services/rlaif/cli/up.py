@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -45,15 +45,22 @@ def up(
             min=0, max=65532, metavar="N", help="Port of oversight; sampler, judge and reward follow. 0: free ports."
         ),
     ] = 0,
+    engine: Annotated[
+        Literal["hf", "vllm"],
+        typer.Option(
+            help="What runs sampler and judge: hf is transformers, vllm is vLLM (from an environment that has it)."
+        ),
+    ] = "hf",
     threads: Annotated[int, typer.Option(min=0, metavar="N", help="Threads of each model. 0: one a core.")] = 0,
 ) -> None:
     """Start sampler, judge, reward and oversight in the background, on loopback only."""
     from rlaif.cli.inputs import find_constitution, find_model
     from rlaif.cli.processes import num_cores
-    from rlaif.cli.services import StackSettings, start_stack
+    from rlaif.cli.services import StackSettings, check_engine, start_stack
     from rlaif.playground.paths import JUDGE_DIR, POLICY_DIR
 
     state = state.resolve()
+    check_engine(engine)
     _check_not_running(state)
     policy_model = find_model(policy, option="--policy", playground=POLICY_DIR)
     judge_model = find_model(judge, option="--judge", playground=JUDGE_DIR)
@@ -66,6 +73,7 @@ def up(
         constitution=chosen.source,
         template="compact" if judge == "playground" else "standard",
         num_threads=threads or num_cores(),
+        engine=engine,
         first_port=port,
     )
     launcher = _DetachedLauncher(settings, offline=policy_model.local and judge_model.local)
