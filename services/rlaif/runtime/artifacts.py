@@ -11,10 +11,14 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlaif.core.errors import CorruptionError, InvalidInputError, NotFoundError
 
 _IDENTIFYING_FILES = ("config.json", "*.safetensors", "tokenizer*.json", "chat_template*")
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_FILES = (_ADAPTER_CONFIG, "base.json")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _POLICY_NAME = re.compile(r"policies/[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -51,7 +55,7 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
     _fsync(path.parent)
 
 
-def atomic_write_folder(path: Path, write: Callable[[Path], None]) -> None:
+def atomic_write_folder(path: Path, write: Callable[[Path], Any]) -> None:
     """Puts at `path` the folder that `write` fills: after a crash it is the old one, the new one or absent.
 
     `write` gets an empty folder beside `path`. A folder already at `path` is replaced.
@@ -73,11 +77,13 @@ def folder_digest(path: Path) -> str:
     """SHA-256 that identifies a model folder, 64 lower-case hex digits.
 
     Taken over the sorted (relative name, SHA-256 of the bytes) of config.json, *.safetensors, tokenizer*.json and
-    chat_template*; other files do not change what the model says.
+    chat_template*, and of a LoRA adapter's adapter_config.json and base.json; other files do not change what the model
+    says.
     """
     if not path.is_dir():
         raise NotFoundError(f"model folder {path} does not exist", metadata=_folder_resource(path))
-    files = sorted({file for pattern in _IDENTIFYING_FILES for file in path.glob(pattern) if file.is_file()})
+    names = (*_IDENTIFYING_FILES, *(_ADAPTER_FILES if (path / _ADAPTER_CONFIG).is_file() else ()))
+    files = sorted({file for name in names for file in path.glob(name) if file.is_file()})
     if not any(file.suffix == ".safetensors" for file in files):
         raise InvalidInputError(f"model folder {path} holds no .safetensors file", reason="NO_WEIGHTS")
     total = hashlib.sha256()
@@ -131,10 +137,40 @@ def read_desired(root: Path, policy: str) -> PublishedVersion | None:
         raise CorruptionError(f"{path} is not a published version: {error}") from error
 
 
-def _policy_folder(root: Path, policy: str) -> Path:
+def list_versions(root: Path, policy: str) -> list[int]:
+    """Versions of the policy that are there, ascending."""
+    folder = _policy_folder(root, policy) / "versions"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+def remove_version(root: Path, policy: str, *, version: int) -> None:
+    """Removes that version's folder."""
+    shutil.rmtree(version_folder(root, policy, version=version))
+
+
+def remove_policy(root: Path, policy: str) -> None:
+    """Removes the policy with all its versions and models; nothing to do where there is none."""
+    folder = _policy_folder(root, policy)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+
+
+def check_policy_name(policy: str) -> str:
+    """The name; InvalidInputError if it is none, or would lead elsewhere."""
     if not _POLICY_NAME.fullmatch(policy):
         raise InvalidInputError(f"policy {policy!r} is not of the form policies/{{run}}", field="policy")
-    return root / policy
+    return policy
+
+
+def check_model_name(name: str) -> str:
+    """The name; InvalidInputError if it is none, or would lead elsewhere."""
+    if not _MODEL_NAME.fullmatch(name):
+        raise InvalidInputError(f"model name {name!r} is not of letters, digits, '.', '_', '-' and '/'", field="name")
+    return name
+
+
+def _policy_folder(root: Path, policy: str) -> Path:
+    return root / check_policy_name(policy)
 
 
 def _desired_path(root: Path, policy: str) -> Path:
