@@ -27,33 +27,41 @@ from rlaif.v1 import conversation_pb2 as rlaif_dot_v1_dot_conversation__pb2
 from rlaif.v1 import provenance_pb2 as rlaif_dot_v1_dot_provenance__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drlaif/v1/reward_service.proto\x12\x08rlaif.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1brlaif/v1/conversation.proto\x1a\x19rlaif/v1/provenance.proto\"V\n\x0bScoredInput\x12#\n\x08messages\x18\x01 \x03(\x0b\x32\x11.rlaif.v1.Message\x12\x10\n\x08response\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\"\x97\x01\n\x06Reward\x12\x12\n\x05value\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12-\n\ncomponents\x18\x02 \x03(\x0b\x32\x19.rlaif.v1.RewardComponent\x12\x16\n\x0e\x66\x61ilure_reason\x18\x03 \x01(\t\x12(\n\nprovenance\x18\x04 \x01(\x0b\x32\x14.rlaif.v1.ProvenanceB\x08\n\x06_value\"S\n\x0fRewardComponent\x12\x11\n\tcomponent\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\x0e\n\x06spread\x18\x04 \x01(\x01\"\x9e\x01\n\x0bRewardModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x07members\x18\x02 \x03(\x0b\x32\x12.rlaif.v1.ModelRef\x12-\n\ncomponents\x18\x03 \x03(\x0b\x32\x19.rlaif.v1.RewardComponent\x12-\n\tload_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"j\n\x15ScoreResponsesRequest\x12\x14\n\x0creward_model\x18\x01 \x01(\t\x12%\n\x06inputs\x18\x02 \x03(\x0b\x32\x15.rlaif.v1.ScoredInput\x12\x14\n\x0c\x63onstitution\x18\x03 \x01(\t\";\n\x16ScoreResponsesResponse\x12!\n\x07rewards\x18\x01 \x03(\x0b\x32\x10.rlaif.v1.Reward\"%\n\x15GetRewardModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x16GetRewardModelResponse\x12+\n\x0creward_model\x18\x01 \x01(\x0b\x32\x15.rlaif.v1.RewardModel\"K\n\x16LoadRewardModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x07members\x18\x02 \x03(\x0b\x32\x12.rlaif.v1.ModelRef\"F\n\x17LoadRewardModelResponse\x12+\n\x0creward_model\x18\x01 \x01(\x0b\x32\x15.rlaif.v1.RewardModel2\x91\x02\n\rRewardService\x12S\n\x0eScoreResponses\x12\x1f.rlaif.v1.ScoreResponsesRequest\x1a .rlaif.v1.ScoreResponsesResponse\x12S\n\x0eGetRewardModel\x12\x1f.rlaif.v1.GetRewardModelRequest\x1a .rlaif.v1.GetRewardModelResponse\x12V\n\x0fLoadRewardModel\x12 .rlaif.v1.LoadRewardModelRequest\x1a!.rlaif.v1.LoadRewardModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drlaif/v1/reward_service.proto\x12\x08rlaif.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1brlaif/v1/conversation.proto\x1a\x19rlaif/v1/provenance.proto\"V\n\x0bScoredInput\x12#\n\x08messages\x18\x01 \x03(\x0b\x32\x11.rlaif.v1.Message\x12\x10\n\x08response\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61tegory\x18\x03 \x01(\t\"\xb1\x01\n\x06Reward\x12\x12\n\x05value\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12-\n\ncomponents\x18\x02 \x03(\x0b\x32\x19.rlaif.v1.RewardComponent\x12\x16\n\x0e\x66\x61ilure_reason\x18\x03 \x01(\t\x12(\n\nprovenance\x18\x04 \x01(\x0b\x32\x14.rlaif.v1.Provenance\x12\x18\n\x10\x66\x61iled_component\x18\x05 \x01(\tB\x08\n\x06_value\"}\n\x0fRewardComponent\x12\x11\n\tcomponent\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12\x0e\n\x06spread\x18\x04 \x01(\x01\x12\x11\n\traw_value\x18\x05 \x01(\x01\x12\x15\n\rsource_sha256\x18\x06 \x01(\t\"\x87\x01\n\x13RewardNormalisation\x12\x18\n\x10normalisation_id\x18\x01 \x01(\t\x12\x0c\n\x04mean\x18\x02 \x01(\x01\x12\x1a\n\x12standard_deviation\x18\x03 \x01(\x01\x12\x12\n\nnum_inputs\x18\x04 \x01(\r\x12\x18\n\x10reference_sha256\x18\x05 \x01(\t\"\xa3\x02\n\x14RewardComponentState\x12\x11\n\tcomponent\x18\x01 \x01(\t\x12+\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.rlaif.v1.RewardComponentKind\x12\x0e\n\x06weight\x18\x03 \x01(\x01\x12#\n\x07members\x18\x04 \x03(\x0b\x32\x12.rlaif.v1.ModelRef\x12\x30\n\x0b\x61ggregation\x18\x05 \x01(\x0e\x32\x1b.rlaif.v1.RewardAggregation\x12\x17\n\x0fvariance_weight\x18\x06 \x01(\x01\x12\x34\n\rnormalisation\x18\x07 \x01(\x0b\x32\x1d.rlaif.v1.RewardNormalisation\x12\x15\n\rsource_sha256\x18\x08 \x01(\t\"\xd8\x01\n\x0bRewardModel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x07members\x18\x02 \x03(\x0b\x32\x12.rlaif.v1.ModelRef\x12-\n\ncomponents\x18\x03 \x03(\x0b\x32\x19.rlaif.v1.RewardComponent\x12-\n\tload_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x10\x63omponent_states\x18\x05 \x03(\x0b\x32\x1e.rlaif.v1.RewardComponentState\"j\n\x15ScoreResponsesRequest\x12\x14\n\x0creward_model\x18\x01 \x01(\t\x12%\n\x06inputs\x18\x02 \x03(\x0b\x32\x15.rlaif.v1.ScoredInput\x12\x14\n\x0c\x63onstitution\x18\x03 \x01(\t\";\n\x16ScoreResponsesResponse\x12!\n\x07rewards\x18\x01 \x03(\x0b\x32\x10.rlaif.v1.Reward\"%\n\x15GetRewardModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x16GetRewardModelResponse\x12+\n\x0creward_model\x18\x01 \x01(\x0b\x32\x15.rlaif.v1.RewardModel\"^\n\x16LoadRewardModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x07members\x18\x02 \x03(\x0b\x32\x12.rlaif.v1.ModelRef\x12\x11\n\tcomponent\x18\x03 \x01(\t\"F\n\x17LoadRewardModelResponse\x12+\n\x0creward_model\x18\x01 \x01(\x0b\x32\x15.rlaif.v1.RewardModel*\xdd\x01\n\x13RewardComponentKind\x12%\n!REWARD_COMPONENT_KIND_UNSPECIFIED\x10\x00\x12&\n\"REWARD_COMPONENT_KIND_REWARD_MODEL\x10\x01\x12\x1f\n\x1bREWARD_COMPONENT_KIND_JUDGE\x10\x02\x12(\n$REWARD_COMPONENT_KIND_LENGTH_PENALTY\x10\x03\x12,\n(REWARD_COMPONENT_KIND_REPETITION_PENALTY\x10\x04*\xa4\x01\n\x11RewardAggregation\x12\"\n\x1eREWARD_AGGREGATION_UNSPECIFIED\x10\x00\x12\x1b\n\x17REWARD_AGGREGATION_MEAN\x10\x01\x12!\n\x1dREWARD_AGGREGATION_WORST_CASE\x10\x02\x12+\n\'REWARD_AGGREGATION_UNCERTAINTY_WEIGHTED\x10\x03\x32\x91\x02\n\rRewardService\x12S\n\x0eScoreResponses\x12\x1f.rlaif.v1.ScoreResponsesRequest\x1a .rlaif.v1.ScoreResponsesResponse\x12S\n\x0eGetRewardModel\x12\x1f.rlaif.v1.GetRewardModelRequest\x1a .rlaif.v1.GetRewardModelResponse\x12V\n\x0fLoadRewardModel\x12 .rlaif.v1.LoadRewardModelRequest\x1a!.rlaif.v1.LoadRewardModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rlaif.v1.reward_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_REWARDCOMPONENTKIND']._serialized_start=1626
+  _globals['_REWARDCOMPONENTKIND']._serialized_end=1847
+  _globals['_REWARDAGGREGATION']._serialized_start=1850
+  _globals['_REWARDAGGREGATION']._serialized_end=2014
   _globals['_SCOREDINPUT']._serialized_start=132
   _globals['_SCOREDINPUT']._serialized_end=218
   _globals['_REWARD']._serialized_start=221
-  _globals['_REWARD']._serialized_end=372
-  _globals['_REWARDCOMPONENT']._serialized_start=374
-  _globals['_REWARDCOMPONENT']._serialized_end=457
-  _globals['_REWARDMODEL']._serialized_start=460
-  _globals['_REWARDMODEL']._serialized_end=618
-  _globals['_SCORERESPONSESREQUEST']._serialized_start=620
-  _globals['_SCORERESPONSESREQUEST']._serialized_end=726
-  _globals['_SCORERESPONSESRESPONSE']._serialized_start=728
-  _globals['_SCORERESPONSESRESPONSE']._serialized_end=787
-  _globals['_GETREWARDMODELREQUEST']._serialized_start=789
-  _globals['_GETREWARDMODELREQUEST']._serialized_end=826
-  _globals['_GETREWARDMODELRESPONSE']._serialized_start=828
-  _globals['_GETREWARDMODELRESPONSE']._serialized_end=897
-  _globals['_LOADREWARDMODELREQUEST']._serialized_start=899
-  _globals['_LOADREWARDMODELREQUEST']._serialized_end=974
-  _globals['_LOADREWARDMODELRESPONSE']._serialized_start=976
-  _globals['_LOADREWARDMODELRESPONSE']._serialized_end=1046
-  _globals['_REWARDSERVICE']._serialized_start=1049
-  _globals['_REWARDSERVICE']._serialized_end=1322
+  _globals['_REWARD']._serialized_end=398
+  _globals['_REWARDCOMPONENT']._serialized_start=400
+  _globals['_REWARDCOMPONENT']._serialized_end=525
+  _globals['_REWARDNORMALISATION']._serialized_start=528
+  _globals['_REWARDNORMALISATION']._serialized_end=663
+  _globals['_REWARDCOMPONENTSTATE']._serialized_start=666
+  _globals['_REWARDCOMPONENTSTATE']._serialized_end=957
+  _globals['_REWARDMODEL']._serialized_start=960
+  _globals['_REWARDMODEL']._serialized_end=1176
+  _globals['_SCORERESPONSESREQUEST']._serialized_start=1178
+  _globals['_SCORERESPONSESREQUEST']._serialized_end=1284
+  _globals['_SCORERESPONSESRESPONSE']._serialized_start=1286
+  _globals['_SCORERESPONSESRESPONSE']._serialized_end=1345
+  _globals['_GETREWARDMODELREQUEST']._serialized_start=1347
+  _globals['_GETREWARDMODELREQUEST']._serialized_end=1384
+  _globals['_GETREWARDMODELRESPONSE']._serialized_start=1386
+  _globals['_GETREWARDMODELRESPONSE']._serialized_end=1455
+  _globals['_LOADREWARDMODELREQUEST']._serialized_start=1457
+  _globals['_LOADREWARDMODELREQUEST']._serialized_end=1551
+  _globals['_LOADREWARDMODELRESPONSE']._serialized_start=1553
+  _globals['_LOADREWARDMODELRESPONSE']._serialized_end=1623
+  _globals['_REWARDSERVICE']._serialized_start=2017
+  _globals['_REWARDSERVICE']._serialized_end=2290
 # @@protoc_insertion_point(module_scope)

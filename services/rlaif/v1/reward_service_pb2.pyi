@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from rlaif.v1 import conversation_pb2 as _conversation_pb2
 from rlaif.v1 import provenance_pb2 as _provenance_pb2
 import builtins as _builtins
@@ -20,6 +21,66 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _RewardComponentKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RewardComponentKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RewardComponentKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REWARD_COMPONENT_KIND_UNSPECIFIED: _RewardComponentKind.ValueType  # 0
+    """Not said."""
+    REWARD_COMPONENT_KIND_REWARD_MODEL: _RewardComponentKind.ValueType  # 1
+    """Trained sequence classifiers."""
+    REWARD_COMPONENT_KIND_JUDGE: _RewardComponentKind.ValueType  # 2
+    """The judge's expected score, rescaled to [-1, 1]."""
+    REWARD_COMPONENT_KIND_LENGTH_PENALTY: _RewardComponentKind.ValueType  # 3
+    """Words or tokens beyond a limit; at most 0."""
+    REWARD_COMPONENT_KIND_REPETITION_PENALTY: _RewardComponentKind.ValueType  # 4
+    """Share of repeated n-grams; at most 0."""
+
+class RewardComponentKind(_RewardComponentKind, metaclass=_RewardComponentKindEnumTypeWrapper):
+    """What a component is."""
+
+REWARD_COMPONENT_KIND_UNSPECIFIED: RewardComponentKind.ValueType  # 0
+"""Not said."""
+REWARD_COMPONENT_KIND_REWARD_MODEL: RewardComponentKind.ValueType  # 1
+"""Trained sequence classifiers."""
+REWARD_COMPONENT_KIND_JUDGE: RewardComponentKind.ValueType  # 2
+"""The judge's expected score, rescaled to [-1, 1]."""
+REWARD_COMPONENT_KIND_LENGTH_PENALTY: RewardComponentKind.ValueType  # 3
+"""Words or tokens beyond a limit; at most 0."""
+REWARD_COMPONENT_KIND_REPETITION_PENALTY: RewardComponentKind.ValueType  # 4
+"""Share of repeated n-grams; at most 0."""
+Global___RewardComponentKind: _TypeAlias = RewardComponentKind  # noqa: Y015
+
+class _RewardAggregation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RewardAggregationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RewardAggregation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REWARD_AGGREGATION_UNSPECIFIED: _RewardAggregation.ValueType  # 0
+    """Not an ensemble."""
+    REWARD_AGGREGATION_MEAN: _RewardAggregation.ValueType  # 1
+    """Their mean."""
+    REWARD_AGGREGATION_WORST_CASE: _RewardAggregation.ValueType  # 2
+    """The lowest of them."""
+    REWARD_AGGREGATION_UNCERTAINTY_WEIGHTED: _RewardAggregation.ValueType  # 3
+    """Their mean less `variance_weight` times their population variance."""
+
+class RewardAggregation(_RewardAggregation, metaclass=_RewardAggregationEnumTypeWrapper):
+    """How the values of an ensemble's members become one."""
+
+REWARD_AGGREGATION_UNSPECIFIED: RewardAggregation.ValueType  # 0
+"""Not an ensemble."""
+REWARD_AGGREGATION_MEAN: RewardAggregation.ValueType  # 1
+"""Their mean."""
+REWARD_AGGREGATION_WORST_CASE: RewardAggregation.ValueType  # 2
+"""The lowest of them."""
+REWARD_AGGREGATION_UNCERTAINTY_WEIGHTED: RewardAggregation.ValueType  # 3
+"""Their mean less `variance_weight` times their population variance."""
+Global___RewardAggregation: _TypeAlias = RewardAggregation  # noqa: Y015
 
 @_typing.final
 class ScoredInput(_message.Message):
@@ -63,10 +124,15 @@ class Reward(_message.Message):
     COMPONENTS_FIELD_NUMBER: _builtins.int
     FAILURE_REASON_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    FAILED_COMPONENT_FIELD_NUMBER: _builtins.int
     value: _builtins.float
     """Sum of weight * value over components, dimensionless. Unset when a component failed."""
     failure_reason: _builtins.str
-    """Why there is no reward, empty when there is one: "ABSTAINED", "TOO_LONG", "NOT_FINITE" or "UNAVAILABLE". Never trained on."""
+    """Why there is no reward, empty when there is one: "ABSTAINED" (the judge would not say), "TOO_LONG" (it does not fit a
+    model's context; nothing is ever cut) or "NOT_FINITE". Never trained on.
+    """
+    failed_component: _builtins.str
+    """Component that failed first, empty when there is a reward."""
     @_builtins.property
     def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___RewardComponent]:
         """Parts of the sum."""
@@ -82,10 +148,11 @@ class Reward(_message.Message):
         components: _abc.Iterable[Global___RewardComponent] | None = ...,
         failure_reason: _builtins.str = ...,
         provenance: _provenance_pb2.Provenance | None = ...,
+        failed_component: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "provenance", b"provenance", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "components", b"components", "failure_reason", b"failure_reason", "provenance", b"provenance", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "components", b"components", "failed_component", b"failed_component", "failure_reason", b"failure_reason", "provenance", b"provenance", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
     _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
@@ -103,14 +170,22 @@ class RewardComponent(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     SPREAD_FIELD_NUMBER: _builtins.int
+    RAW_VALUE_FIELD_NUMBER: _builtins.int
+    SOURCE_SHA256_FIELD_NUMBER: _builtins.int
     component: _builtins.str
     """Term name, for example "judge", "reward_model" or "length_penalty"."""
     value: _builtins.float
-    """Unweighted value; the mean over members for an ensemble."""
+    """Unweighted value: the members' values combined, then normalised where a normalisation is in force."""
     weight: _builtins.float
     """Weight in the sum."""
     spread: _builtins.float
-    """Standard deviation over ensemble members, 0 with one member."""
+    """Population standard deviation over ensemble members, in units of `value`, 0 with one member."""
+    raw_value: _builtins.float
+    """The value before normalisation; the same as `value` where none is in force."""
+    source_sha256: _builtins.str
+    """SHA-256 of what raw values come from, 64 lower-case hex digits: members and aggregation, or the judge's weights,
+    template and constitution. Empty for penalties, and for judges whose weights cannot be identified.
+    """
     def __init__(
         self,
         *,
@@ -118,14 +193,108 @@ class RewardComponent(_message.Message):
         value: _builtins.float = ...,
         weight: _builtins.float = ...,
         spread: _builtins.float = ...,
+        raw_value: _builtins.float = ...,
+        source_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "spread", b"spread", "value", b"value", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "raw_value", b"raw_value", "source_sha256", b"source_sha256", "spread", b"spread", "value", b"value", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RewardComponent: _TypeAlias = RewardComponent  # noqa: Y015
+
+@_typing.final
+class RewardNormalisation(_message.Message):
+    """How raw values are brought to a common scale: (raw_value - mean) / standard_deviation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NORMALISATION_ID_FIELD_NUMBER: _builtins.int
+    MEAN_FIELD_NUMBER: _builtins.int
+    STANDARD_DEVIATION_FIELD_NUMBER: _builtins.int
+    NUM_INPUTS_FIELD_NUMBER: _builtins.int
+    REFERENCE_SHA256_FIELD_NUMBER: _builtins.int
+    normalisation_id: _builtins.str
+    """First 16 hex digits of the digest over the fitted file."""
+    mean: _builtins.float
+    """Mean of the raw values over the reference inputs."""
+    standard_deviation: _builtins.float
+    """Their population standard deviation, above 0."""
+    num_inputs: _builtins.int
+    """Reference inputs it was fitted on, at least 50."""
+    reference_sha256: _builtins.str
+    """SHA-256 of the reference inputs, 64 lower-case hex digits."""
+    def __init__(
+        self,
+        *,
+        normalisation_id: _builtins.str = ...,
+        mean: _builtins.float = ...,
+        standard_deviation: _builtins.float = ...,
+        num_inputs: _builtins.int = ...,
+        reference_sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mean", b"mean", "normalisation_id", b"normalisation_id", "num_inputs", b"num_inputs", "reference_sha256", b"reference_sha256", "standard_deviation", b"standard_deviation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewardNormalisation: _TypeAlias = RewardNormalisation  # noqa: Y015
+
+@_typing.final
+class RewardComponentState(_message.Message):
+    """A component as it is in force."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPONENT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    AGGREGATION_FIELD_NUMBER: _builtins.int
+    VARIANCE_WEIGHT_FIELD_NUMBER: _builtins.int
+    NORMALISATION_FIELD_NUMBER: _builtins.int
+    SOURCE_SHA256_FIELD_NUMBER: _builtins.int
+    component: _builtins.str
+    """Term name, unique in the reward model."""
+    kind: Global___RewardComponentKind.ValueType
+    """What it is."""
+    weight: _builtins.float
+    """Weight in the sum."""
+    aggregation: Global___RewardAggregation.ValueType
+    """How members are combined; unset unless it is trained."""
+    variance_weight: _builtins.float
+    """Weight of the variance with REWARD_AGGREGATION_UNCERTAINTY_WEIGHTED, above 0; else 0."""
+    source_sha256: _builtins.str
+    """SHA-256 of what raw values come from, as in RewardComponent; empty for the judge, whose rewards tell it."""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[_provenance_pb2.ModelRef]:
+        """Weights of its ensemble's members; none unless it is trained."""
+
+    @_builtins.property
+    def normalisation(self) -> Global___RewardNormalisation:
+        """Normalisation in force; unset when values are raw."""
+
+    def __init__(
+        self,
+        *,
+        component: _builtins.str = ...,
+        kind: Global___RewardComponentKind.ValueType = ...,
+        weight: _builtins.float = ...,
+        members: _abc.Iterable[_provenance_pb2.ModelRef] | None = ...,
+        aggregation: Global___RewardAggregation.ValueType = ...,
+        variance_weight: _builtins.float = ...,
+        normalisation: Global___RewardNormalisation | None = ...,
+        source_sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["normalisation", b"normalisation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "component", b"component", "kind", b"kind", "members", b"members", "normalisation", b"normalisation", "source_sha256", b"source_sha256", "variance_weight", b"variance_weight", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewardComponentState: _TypeAlias = RewardComponentState  # noqa: Y015
 
 @_typing.final
 class RewardModel(_message.Message):
@@ -137,11 +306,12 @@ class RewardModel(_message.Message):
     MEMBERS_FIELD_NUMBER: _builtins.int
     COMPONENTS_FIELD_NUMBER: _builtins.int
     LOAD_TIME_FIELD_NUMBER: _builtins.int
+    COMPONENT_STATES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, "rewardModels/{reward_model}". The direct judge is "rewardModels/judge"."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[_provenance_pb2.ModelRef]:
-        """Weights of the ensemble's members."""
+        """Weights of the members of all trained components."""
 
     @_builtins.property
     def components(self) -> _containers.RepeatedCompositeFieldContainer[Global___RewardComponent]:
@@ -151,6 +321,10 @@ class RewardModel(_message.Message):
     def load_time(self) -> _timestamp_pb2.Timestamp:
         """When it was loaded, UTC."""
 
+    @_builtins.property
+    def component_states(self) -> _containers.RepeatedCompositeFieldContainer[Global___RewardComponentState]:
+        """Components in force, in the order of `components`."""
+
     def __init__(
         self,
         *,
@@ -158,10 +332,11 @@ class RewardModel(_message.Message):
         members: _abc.Iterable[_provenance_pb2.ModelRef] | None = ...,
         components: _abc.Iterable[Global___RewardComponent] | None = ...,
         load_time: _timestamp_pb2.Timestamp | None = ...,
+        component_states: _abc.Iterable[Global___RewardComponentState] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["load_time", b"load_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "load_time", b"load_time", "members", b"members", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component_states", b"component_states", "components", b"components", "load_time", b"load_time", "members", b"members", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -179,7 +354,7 @@ class ScoreResponsesRequest(_message.Message):
     reward_model: _builtins.str
     """"rewardModels/{reward_model}". Required."""
     constitution: _builtins.str
-    """Constitution for the direct judge, "constitutions/{constitution}"."""
+    """Constitution for the judge, "constitutions/{constitution}"; required when a component is the judge."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoredInput]:
         """Responses to score, 1 to 1024. Required."""
@@ -277,21 +452,27 @@ class LoadRewardModelRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    COMPONENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name to serve it under, "rewardModels/{reward_model}", not "rewardModels/judge". Required."""
+    component: _builtins.str
+    """Component whose members they replace; may be empty where only one is trained."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[_provenance_pb2.ModelRef]:
-        """Weights, one per ensemble member, 1 to 8; a digest that does not match is refused. Required."""
+        """Weights, one per ensemble member, 1 to 8; a digest that does not match is refused, and so is a URI outside of the
+        roots that the service's settings allow. Required.
+        """
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         members: _abc.Iterable[_provenance_pb2.ModelRef] | None = ...,
+        component: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["component", b"component", "members", b"members", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

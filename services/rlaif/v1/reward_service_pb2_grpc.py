@@ -57,7 +57,8 @@ class RewardServiceServicer:
     """
 
     def ScoreResponses(self, request, context):
-        """Scores 1 to 1024 responses in one engine batch.
+        """Scores 1 to 1024 responses. When the judge behind a component is away the call fails with UNAVAILABLE, and when the
+        queue is full with RESOURCE_EXHAUSTED and a time to try again; neither ever becomes a number.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,7 +72,8 @@ class RewardServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LoadRewardModel(self, request, context):
-        """Loads a trained reward model under a name.
+        """Loads trained members under a name: as a reward model of its own, or in place of those that a reward model from the
+        service's settings has. Calls in flight finish on the members that they began with.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,11 +34,15 @@ class RewardServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RewardServiceAsyncStub: ...
     ScoreResponses: _grpc.UnaryUnaryMultiCallable[_reward_service_pb2.ScoreResponsesRequest, _reward_service_pb2.ScoreResponsesResponse]
-    """Scores 1 to 1024 responses in one engine batch."""
+    """Scores 1 to 1024 responses. When the judge behind a component is away the call fails with UNAVAILABLE, and when the
+    queue is full with RESOURCE_EXHAUSTED and a time to try again; neither ever becomes a number.
+    """
     GetRewardModel: _grpc.UnaryUnaryMultiCallable[_reward_service_pb2.GetRewardModelRequest, _reward_service_pb2.GetRewardModelResponse]
     """Returns a reward model as this replica serves it."""
     LoadRewardModel: _grpc.UnaryUnaryMultiCallable[_reward_service_pb2.LoadRewardModelRequest, _reward_service_pb2.LoadRewardModelResponse]
-    """Loads a trained reward model under a name."""
+    """Loads trained members under a name: as a reward model of its own, or in place of those that a reward model from the
+    service's settings has. Calls in flight finish on the members that they began with.
+    """
 
 @_typing.type_check_only
 class RewardServiceAsyncStub(RewardServiceStub):
@@ -46,11 +50,15 @@ class RewardServiceAsyncStub(RewardServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ScoreResponses: _aio.UnaryUnaryMultiCallable[_reward_service_pb2.ScoreResponsesRequest, _reward_service_pb2.ScoreResponsesResponse]  # type: ignore[assignment]
-    """Scores 1 to 1024 responses in one engine batch."""
+    """Scores 1 to 1024 responses. When the judge behind a component is away the call fails with UNAVAILABLE, and when the
+    queue is full with RESOURCE_EXHAUSTED and a time to try again; neither ever becomes a number.
+    """
     GetRewardModel: _aio.UnaryUnaryMultiCallable[_reward_service_pb2.GetRewardModelRequest, _reward_service_pb2.GetRewardModelResponse]  # type: ignore[assignment]
     """Returns a reward model as this replica serves it."""
     LoadRewardModel: _aio.UnaryUnaryMultiCallable[_reward_service_pb2.LoadRewardModelRequest, _reward_service_pb2.LoadRewardModelResponse]  # type: ignore[assignment]
-    """Loads a trained reward model under a name."""
+    """Loads trained members under a name: as a reward model of its own, or in place of those that a reward model from the
+    service's settings has. Calls in flight finish on the members that they began with.
+    """
 
 class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
     """Turns responses into scalar rewards."""
@@ -61,7 +69,9 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reward_service_pb2.ScoreResponsesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reward_service_pb2.ScoreResponsesResponse, _abc.Awaitable[_reward_service_pb2.ScoreResponsesResponse]]:
-        """Scores 1 to 1024 responses in one engine batch."""
+        """Scores 1 to 1024 responses. When the judge behind a component is away the call fails with UNAVAILABLE, and when the
+        queue is full with RESOURCE_EXHAUSTED and a time to try again; neither ever becomes a number.
+        """
 
     @_abc_1.abstractmethod
     def GetRewardModel(
@@ -77,6 +87,8 @@ class RewardServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _reward_service_pb2.LoadRewardModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_reward_service_pb2.LoadRewardModelResponse, _abc.Awaitable[_reward_service_pb2.LoadRewardModelResponse]]:
-        """Loads a trained reward model under a name."""
+        """Loads trained members under a name: as a reward model of its own, or in place of those that a reward model from the
+        service's settings has. Calls in flight finish on the members that they began with.
+        """
 
 def add_RewardServiceServicer_to_server(servicer: RewardServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
