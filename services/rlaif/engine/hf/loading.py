@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from rlaif.core.errors import InvalidInputError, UnavailableError
 from rlaif.engine.codec import ChatCodec
 from rlaif.engine.settings import Attention, Dtype
+from rlaif.runtime.store import local_folder
 
 # Measured on CPUs at 128, where eager takes 0.8 of the time of sdpa to score.
 _SMALL_HIDDEN_SIZE = 256
@@ -56,9 +57,9 @@ def load_causal_model(
     )
 
 
-def find_model_folder(uri: str) -> Path:
-    """The local folder of a model; downloads a hub id."""
-    folder = Path(uri.removeprefix("file://")).expanduser()
+def find_model_folder(uri: str, *, digest: str = "") -> Path:
+    """The local folder of a model; fetches it from object storage, checked against a digest, or by its hub id."""
+    folder = local_folder(uri, digest=digest)
     if not folder.is_dir():
         if folder.exists():
             raise InvalidInputError(f"model {uri} is a file; a model folder or a hub id is needed", field="model")

@@ -36,7 +36,7 @@ from rlaif.engine.protocol import (
 from rlaif.engine.settings import EngineSettings
 from rlaif.engine.tree import TokenTree, build_tree
 from rlaif.engine.vllm.arguments import engine_arguments
-from rlaif.engine.vllm.errors import first_line, typed_errors
+from rlaif.engine.vllm.errors import first_line, start_failure, typed_errors
 from rlaif.engine.vllm.folders import (
     DescribedModel,
     check_adapter,
@@ -47,6 +47,7 @@ from rlaif.engine.vllm.folders import (
 from rlaif.engine.vllm.gate import Gate
 from rlaif.engine.vllm.row_sampler import SampledRow
 from rlaif.engine.vllm.usage import SchedulerUsage
+from rlaif.runtime.store import local_folder
 
 Result = TypeVar("Result")
 
@@ -83,7 +84,7 @@ class VllmEngine:
             llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments, stat_loggers=[scheduler.listener])
         except Exception as error:
             raise InvalidInputError(
-                f"{model.folder}: vLLM cannot run this model with these settings: {first_line(error)} "
+                f"{model.folder}: vLLM cannot run this model with these settings: {start_failure(error)} "
                 "(its own words are above in the log)",
                 field="model",
             ) from error
@@ -178,11 +179,11 @@ class VllmEngine:
     async def load(self, identity: ModelIdentity) -> None:
         """Swaps to other weights of the same architecture, or to a LoRA adapter where the folder holds one."""
         self._check_open()
-        local = Path(identity.uri.removeprefix("file://"))
+        local = await asyncio.to_thread(local_folder, identity.uri, digest=identity.digest)
         if await asyncio.to_thread(is_adapter, local):
             await self._load_adapter(identity, local)
             return
-        folder = await asyncio.to_thread(find_model_folder, identity.uri)
+        folder = await asyncio.to_thread(find_model_folder, identity.uri, digest=identity.digest)
         await asyncio.to_thread(check_same_architecture, folder, self._model)
         async with self._gate.writing():
             await self._reload(folder)
@@ -223,7 +224,6 @@ class VllmEngine:
             completion=completion,
             temperature=request.temperature,
             top_p=request.top_p,
-            prompt_length=len(request.prompt_ids),
             max_tokens=max_tokens,
         )
         parameters = SamplingParams(
