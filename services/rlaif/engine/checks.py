@@ -8,8 +8,10 @@ from rlaif.core.errors import InvalidInputError
 from rlaif.engine.protocol import ChoiceRequest, GenerateRequest
 
 
-def check_generate(requests: Sequence[GenerateRequest], *, context_length: int) -> None:
-    """Raises InvalidInputError for a prompt that leaves no room for a completion."""
+def check_generate(
+    requests: Sequence[GenerateRequest], *, context_length: int, vocabulary_size: int | None = None
+) -> None:
+    """Raises InvalidInputError for a prompt that leaves no room for a completion or holds what is no token."""
     for index, request in enumerate(requests):
         if not request.prompt_ids or len(request.prompt_ids) >= context_length:
             raise InvalidInputError(
@@ -18,6 +20,15 @@ def check_generate(requests: Sequence[GenerateRequest], *, context_length: int) 
                 reason="PROMPT_TOO_LONG" if request.prompt_ids else None,
                 field=f"prompts[{index}]",
             )
+        for token in (min(request.prompt_ids), max(request.prompt_ids)):
+            if token < 0 or (vocabulary_size is not None and token >= vocabulary_size):
+                raise InvalidInputError(
+                    f"{token} is no token of the model, whose ids end at {(vocabulary_size or 0) - 1}"
+                    if token >= 0
+                    else f"{token} is no token id",
+                    reason="TOKEN_OUT_OF_VOCABULARY",
+                    field=f"prompts[{index}]",
+                )
 
 
 def check_choices(requests: Sequence[ChoiceRequest], *, context_length: int) -> None:

@@ -29,5 +29,6 @@ def _open_hf(settings: EngineSettings, model: str, version: int) -> Engine:
         num_threads=settings.num_threads,
         max_batch_tokens=settings.max_batch_tokens,
         max_cache_tokens=settings.max_cache_tokens,
+        continuous_batching=settings.continuous_batching,
         context_length=settings.context_length,
     )

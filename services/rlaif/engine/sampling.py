@@ -5,9 +5,13 @@ Shapes: B rows, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 import torch
+
+_BLOCK = 64
 
 
 def uniforms(seed: int, *, stream: int, completion: int, count: int) -> npt.NDArray[np.float64]:
@@ -16,9 +20,22 @@ def uniforms(seed: int, *, stream: int, completion: int, count: int) -> npt.NDAr
     Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): the key names prompt and seed, the
     counter's last word the completion, so no two streams meet within 2^192 draws.
     """
-    key = np.array([seed, stream], dtype=np.uint64)
-    counter = np.array([0, 0, 0, completion], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter)).random(count)
+    return _philox(seed, stream=stream, completion=completion).random(count)
+
+
+class UniformStream:
+    """The uniforms of one stream, one after the other."""
+
+    def __init__(self, seed: int, *, stream: int, completion: int) -> None:
+        self._generator = _philox(seed, stream=stream, completion=completion)
+        self._block: Iterator[float] = iter(())
+
+    def draw(self) -> float:
+        """The next uniform in [0, 1)."""
+        for value in self._block:
+            return value
+        self._block = iter(self._generator.random(_BLOCK).tolist())
+        return next(self._block)
 
 
 class Sampler:
@@ -57,6 +74,12 @@ class Sampler:
             if self._any_greedy:
                 tokens_B = torch.where(self._greedy_B, logits_BV.argmax(dim=-1), tokens_B)
         return tokens_B, logprobs_BV.gather(-1, tokens_B[:, None])[:, 0]
+
+
+def _philox(seed: int, *, stream: int, completion: int) -> np.random.Generator:
+    key = np.array([seed, stream], dtype=np.uint64)
+    counter = np.array([0, 0, 0, completion], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def _inverse_cdf(probabilities_BV: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:

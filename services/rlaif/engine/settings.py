@@ -31,10 +31,17 @@ class EngineSettings(SettingsModel):
     num_threads: int = Field(default=0, ge=0, le=1024)
     """Threads of one matrix product; 0 leaves it to the library."""
     max_batch_tokens: int = Field(default=2048, ge=1)
-    """hf: most tokens, padding included, in one forward pass over prompts; a longer prompt runs alone."""
+    """hf: most tokens, padding included, in one forward pass over prompts; a longer prompt runs alone, in pieces."""
     max_cache_tokens: int = Field(default=65536, ge=1)
-    """hf: most tokens, padding included, whose keys and values are held while decoding."""
+    """hf: most tokens, padding included, whose keys and values are held while decoding; a longer row runs alone."""
+    continuous_batching: bool = False
+    """hf: let calls join the running batch between tokens: faster, but floats then vary in their last bits."""
     context_length: int | None = Field(default=None, ge=2)
     """Longest prompt plus completion, tokens, where it should be shorter than the model's own."""
     vllm: VllmSettings = VllmSettings()
     """Options of vLLM alone."""
+
+    @property
+    def shares_batches(self) -> bool:
+        """Whether calls that overlap share the engine's batches; else each is to be a batch of its own."""
+        return self.kind != "hf" or self.continuous_batching

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 
 from rlaif.core.conversation import Message
-from rlaif.core.errors import InvalidInputError, UnavailableError
+from rlaif.core.errors import InvalidInputError, UnavailableError, UnsupportedError
+from rlaif.engine.hf.cache import takes_newcomers
 from rlaif.engine.hf.choices import ChoiceScorer, packing_error
-from rlaif.engine.hf.decode import Decoder
-from rlaif.engine.hf.forward import ModelRunner
+from rlaif.engine.hf.forward import ModelRunner, positions_of
 from rlaif.engine.hf.loading import LoadedModel, copy_weights, load_causal_model, load_weights, resolve_dtype
-from rlaif.engine.hf.worker import Worker
+from rlaif.engine.hf.rows import RowRules
+from rlaif.engine.hf.scheduler import BatchLimits, DecodeScheduler
+from rlaif.engine.hf.worker import CancelledWorkError, Worker
 from rlaif.engine.protocol import (
     Capabilities,
     ChoiceLogprobs,
@@ -33,6 +35,7 @@ from rlaif.engine.protocol import (
 from rlaif.engine.settings import Attention, Dtype
 from rlaif.runtime.artifacts import folder_digest
 from rlaif.runtime.logging import EventLogger
+from rlaif.runtime.store import local_folder
 
 _logger = EventLogger(__name__)
 
@@ -46,16 +49,29 @@ class _Options:
     attention: Attention
     max_batch_tokens: int
     max_cache_tokens: int
+    continuous_batching: bool
 
 
 class HfEngine:
-    """A causal language model on transformers. Calls run in order of arrival, each as one batch."""
+    """A causal language model on transformers.
+
+    Calls run in order of arrival, each as one batch; with continuous batching they join the running batch instead.
+    """
 
     def __init__(self, worker: Worker, loaded: LoadedModel, identity: ModelIdentity, options: _Options) -> None:
         self._worker, self._loaded, self._identity, self._options = worker, loaded, identity, options
         self._closed = False
-        self._running = 0
-        self._assemble(loaded.model, packed=self._packing_works(loaded.model))
+        runner = self._runner(loaded.model)
+        self._scheduler = DecodeScheduler(
+            RowRules(
+                loaded.codec, loaded.stop_ids, self.context_length, loaded.model.get_input_embeddings().weight.shape[0]
+            ),
+            runner,
+            BatchLimits(options.max_batch_tokens, options.max_cache_tokens, joins=options.continuous_batching),
+            takes_newcomers=_takes_newcomers(runner),
+        )
+        self._scorer = self._make_scorer(runner, packed=self._packing_works(loaded.model))
+        worker.attach(self._scheduler)
 
     @classmethod
     def load_model(
@@ -69,11 +85,12 @@ class HfEngine:
         num_threads: int = 0,
         max_batch_tokens: int = 2048,
         max_cache_tokens: int = 65536,
+        continuous_batching: bool = False,
         context_length: int | None = None,
     ) -> HfEngine:
         """The engine with a model folder or hub id loaded; blocks until it is. `num_threads` 0 is torch's choice."""
         dtype = resolve_dtype(dtype, device=device)
-        options = _Options(device, dtype, attention, max_batch_tokens, max_cache_tokens)
+        options = _Options(device, dtype, attention, max_batch_tokens, max_cache_tokens, continuous_batching)
         worker = Worker(num_threads=num_threads)
 
         def load() -> HfEngine:
@@ -103,13 +120,17 @@ class HfEngine:
     def capabilities(self) -> Capabilities:
         """What may be asked of it."""
         return Capabilities(
-            choice_logprobs=True, constraints=False, loads_weights=True, loads_adapters=False, repeatable=True
+            choice_logprobs=True,
+            constraints=False,
+            loads_weights=True,
+            loads_adapters=False,
+            repeatable=not self._options.continuous_batching,
         )
 
     @property
     def usage(self) -> EngineUsage:
         """How busy it is."""
-        return EngineUsage(running_completions=self._running, waiting_completions=0)
+        return self._scheduler.usage()
 
     @property
     def packs_suffixes(self) -> bool:
@@ -131,26 +152,23 @@ class HfEngine:
     async def generate(
         self, requests: Sequence[GenerateRequest], *, on_generation: OnGeneration | None = None
     ) -> list[list[Generation]]:
-        """Completions of each request, as one batch; `on_generation` hears of each on the event loop as it finishes."""
+        """Completions of each request; `on_generation` hears of each on the event loop as it finishes."""
         self._check_open()
-        self._decoder.check(requests)
+        self._scheduler.check(requests)
         loop = asyncio.get_running_loop()
 
         def tell(request: int, completion: int, generation: Generation) -> None:
             assert on_generation is not None
             loop.call_soon_threadsafe(on_generation, request, completion, generation)
 
-        def work(cancelled: threading.Event) -> list[list[Generation]]:
-            return self._decoder.generate(
-                requests, cancelled=cancelled, on_generation=tell if on_generation is not None else None
-            )
-
-        num_completions = sum(request.num_completions for request in requests)
-        self._running += num_completions
+        job = self._scheduler.submit(requests, tell if on_generation is not None else None)
+        self._worker.wake()
         try:
-            return await self._worker.run(work)
-        finally:
-            self._running -= num_completions
+            return await asyncio.wrap_future(job.future)
+        except asyncio.CancelledError:
+            self._scheduler.cancel(job)
+            self._worker.wake()
+            raise
 
     async def choice_logprobs(self, requests: Sequence[ChoiceRequest]) -> list[ChoiceLogprobs]:
         """Log-probabilities of the choices by prefill alone, as one batch; no decoding."""
@@ -161,7 +179,25 @@ class HfEngine:
     async def load(self, identity: ModelIdentity) -> None:
         """Swaps to other weights of the same architecture; calls that came before finish on the old ones."""
         self._check_open()
-        await self._worker.run(lambda _: self._swap(identity))
+        scheduler, cancelled = self._scheduler, threading.Event()
+        epoch = scheduler.close_epoch()
+
+        def swap() -> None:
+            try:
+                if cancelled.is_set():
+                    raise CancelledWorkError
+                self._swap(identity)
+            finally:
+                scheduler.open_epoch(epoch + 1)
+
+        # Shielded, because its turn must come for the calls after it to be let in.
+        swapping = asyncio.wrap_future(self._worker.submit(swap, ready=lambda: scheduler.drained(epoch)))
+        try:
+            await asyncio.shield(swapping)
+        except asyncio.CancelledError:
+            cancelled.set()
+            swapping.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
 
     async def check_health(self) -> None:
         """Returns when the engine works."""
@@ -177,11 +213,13 @@ class HfEngine:
             raise UnavailableError("the engine is closed")
 
     def _swap(self, identity: ModelIdentity) -> None:
-        folder = Path(identity.uri.removeprefix("file://"))
+        folder = local_folder(identity.uri, digest=identity.digest)
         if not copy_weights(self._loaded.model, folder):
             model = self._load_same_architecture(folder)
             self._loaded = replace(self._loaded, model=model)
-            self._assemble(model, packed=self._scorer.packed)
+            runner = self._runner(model)
+            self._scheduler.replace_runner(runner)
+            self._scorer = self._make_scorer(runner, packed=self._scorer.packed)
         self._identity = identity
 
     def _load_same_architecture(self, folder: Path) -> Any:
@@ -192,12 +230,9 @@ class HfEngine:
             raise InvalidInputError(f"{folder} has another architecture than the model being served", field="model")
         return model
 
-    def _assemble(self, model: Any, *, packed: bool) -> None:
-        loaded, options = self._loaded, self._options
-        runner = self._runner(model)
-        self._decoder = Decoder(runner, loaded.codec, loaded.stop_ids, self.context_length, options.max_cache_tokens)
-        self._scorer = ChoiceScorer(
-            runner, self.context_length, loaded.codec.end_of_turn, options.max_batch_tokens, packed
+    def _make_scorer(self, runner: ModelRunner, *, packed: bool) -> ChoiceScorer:
+        return ChoiceScorer(
+            runner, self.context_length, self._loaded.codec.end_of_turn, self._options.max_batch_tokens, packed
         )
 
     def _runner(self, model: Any, *, exact: bool = False) -> ModelRunner:
@@ -223,6 +258,16 @@ class HfEngine:
             _logger.warning("Prefix sharing is off: it changes this model's answers.", error=error, tolerance=tolerance)
             return False
         return True
+
+
+def _takes_newcomers(runner: ModelRunner) -> bool:
+    """Whether the model's cache lets rows join a running batch; sliding windows and recurrent states do not."""
+    ids_BT, mask_BT = runner.left_padded([[runner.pad_id] * 2])
+    try:
+        _, cache = runner.forward(ids_BT, mask_BT, positions_of(mask_BT), use_cache=True)
+    except UnsupportedError:
+        return False
+    return takes_newcomers(cache)
 
 
 _: type[Engine] = HfEngine
