@@ -83,11 +83,17 @@ async def _nothing() -> None:
     pass
 
 
-def toy_service(servicer: ToySampler, *, start: Callable[[], Awaitable[None]] = _nothing, name: str = "toy") -> Service:
+def toy_service(
+    servicer: ToySampler,
+    *,
+    start: Callable[[], Awaitable[None]] = _nothing,
+    name: str = "toy",
+    unready: Callable[[], str] | None = None,
+) -> Service:
     def register(server: Any) -> None:
         sampler_service_pb2_grpc.add_SamplerServiceServicer_to_server(servicer, server)
 
-    return Service(name=name, grpc_services=(NAME,), register=register, start=start, stop=_nothing)
+    return Service(name=name, grpc_services=(NAME,), register=register, start=start, stop=_nothing, unready=unready)
 
 
 def main(settings: str, start_verb: str) -> int:

@@ -75,6 +75,34 @@ async def test_watchers_see_each_change_and_do_not_hold_up_the_drain() -> None:
         assert [response.status async for response in watches[1]] == [NOT_SERVING]
 
 
+async def test_health_follows_what_the_service_says_of_itself_and_calls_are_still_answered(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rlaif.runtime.server._READINESS_SECONDS", 0.01)
+    caplog.set_level("INFO")
+    cause = ""
+
+    def unready() -> str:
+        if cause == "crash":
+            raise OSError("the disk is gone")
+        return cause
+
+    async with (
+        serving(toy_service(ToySampler(), unready=unready), QUIET) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+        asyncio.timeout(20),
+    ):
+        watch = aiter(health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=NAME)))
+        assert (await anext(watch)).status == SERVING
+        for cause in ("the engine is lost", "", "crash", ""):
+            assert (await anext(watch)).status == (NOT_SERVING if cause else SERVING)
+            await sampler_service_pb2_grpc.SamplerServiceStub(channel).GetPolicy(pb.GetPolicyRequest())
+    told = [record for record in caplog.records if "ready" in record.getMessage()]
+    assert [record.getMessage() for record in told] == ["service is not ready", "service is ready again"] * 2
+    causes = [record.rlaif_fields["cause"] for record in told[::2]]  # type: ignore[attr-defined]
+    assert causes == ["the engine is lost", "its readiness check failed: the disk is gone"]
+
+
 async def test_a_reflection_stream_left_open_does_not_hold_up_the_drain() -> None:
     async with serving(toy_service(ToySampler()), QUIET) as server:
         channel = grpc.aio.insecure_channel(server.address)

@@ -30,6 +30,8 @@ _log = EventLogger(__name__)
 
 # Time for the last answers to leave once no call is in flight.
 _FLUSH_SECONDS = 0.5
+# How often a service is asked whether it should get calls.
+_READINESS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Service:
     """Loads what is needed to serve; health says SERVING, and calls are let in, only once it has returned."""
     stop: Callable[[], Awaitable[None]]
     """Frees it; also called when `start` failed."""
+    unready: Callable[[], str] | None = None
+    """Why it should get no calls now, "" when it should; asked each second while it serves. Health says so."""
 
 
 def run(service: Service, listen: ListenSettings) -> int:
@@ -89,6 +93,7 @@ class Server:
         self._grpc: grpc.aio.Server | None = None
         self._metrics: asyncio.Server | None = None
         self._health = Health(service.grpc_services)
+        self._readiness: asyncio.Task[None] | None = None
         self._calls = CallInterceptor(
             service.name,
             token=read_token(listen.token_path),
@@ -118,9 +123,27 @@ class Server:
         self._calls.accepting = True
         await self._health.set_serving(serving=True)
         _log.info("serving", address=self.address, metrics_address=self.metrics_address)
+        if self._service.unready is not None:
+            self._readiness = asyncio.create_task(self._watch_readiness(self._service.unready))
+
+    async def _watch_readiness(self, unready: Callable[[], str]) -> None:
+        """Keeps health at what the service says of itself. Calls that come all the same are still answered."""
+        told = ""
+        while True:
+            cause = _cause(unready)
+            if bool(cause) != bool(told):
+                await self._health.set_serving(serving=not cause)
+                if cause:
+                    _log.error("service is not ready", cause=cause)
+                else:
+                    _log.info("service is ready again")
+                told = cause
+            await asyncio.sleep(_READINESS_SECONDS)
 
     async def stop(self) -> None:
         """Refuses new calls, lets those in flight finish within the drain time, frees everything."""
+        if self._readiness is not None:
+            self._readiness.cancel()
         await self._health.close()
         if self._grpc is not None:
             await self._drain(self._grpc)
@@ -185,6 +208,13 @@ async def _abandon(server: Server, starting: asyncio.Future[None]) -> None:
     # A model that is still loading in a thread cannot be interrupted, and nothing it does matters any more.
     logging.shutdown()
     os._exit(0)
+
+
+def _cause(unready: Callable[[], str]) -> str:
+    try:
+        return unready()
+    except Exception as error:  # noqa: BLE001 - a service that cannot tell is not ready
+        return f"its readiness check failed: {error}"
 
 
 def _watch_signals() -> asyncio.Event:
