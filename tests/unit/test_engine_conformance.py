@@ -1,13 +1,16 @@
 """What every engine must do, measured against plain transformers on the same weights.
 
-Another engine joins by adding its factory to ENGINES.
+Another engine joins by adding its settings to ENGINES. vLLM joins where it is installed (`make test-vllm`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Callable
+import importlib.util
+import json
+import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +19,51 @@ import pytest_asyncio
 import torch
 import transformers
 
-from model_fixtures import model_folder as model_folder
-from model_fixtures import other_model_folder as other_model_folder
+from model_fixtures import write_model
 from rlaif.core.conversation import Message
-from rlaif.core.errors import InvalidInputError
+from rlaif.core.errors import InvalidInputError, UnsupportedError
+from rlaif.engine.factory import open_engine
 from rlaif.engine.hf import HfEngine
-from rlaif.engine.protocol import ChoiceRequest, Engine, GenerateRequest, ModelIdentity, TokenIds
+from rlaif.engine.protocol import (
+    ChoiceRequest,
+    Constraint,
+    Engine,
+    GenerateRequest,
+    Generation,
+    ModelIdentity,
+    TokenIds,
+)
+from rlaif.engine.settings import EngineSettings
 
-EngineFactory = Callable[[Path], Engine]
-
-ENGINES: dict[str, EngineFactory] = {
-    "hf": lambda folder: HfEngine.load_model(str(folder), num_threads=1, attention="eager"),
-    "hf_sdpa": lambda folder: HfEngine.load_model(str(folder), num_threads=1, attention="sdpa"),
-    "hf_small_batches": lambda folder: HfEngine.load_model(
-        str(folder), num_threads=1, max_batch_tokens=64, max_cache_tokens=150
-    ),
+ENGINES: dict[str, EngineSettings] = {
+    "hf": EngineSettings(num_threads=1, attention="eager"),
+    "hf_sdpa": EngineSettings(num_threads=1, attention="sdpa"),
+    "hf_small_batches": EngineSettings(num_threads=1, max_batch_tokens=64, max_cache_tokens=150),
 }
+if importlib.util.find_spec("vllm"):
+    ENGINES["vllm"] = EngineSettings(kind="vllm", num_threads=1)
+
+# Starting vLLM takes seconds: one engine a kind serves all tests, on one event loop.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PROMPTS = ("How do I boil an egg?", "Hi", "Tell me about water, in more words than the others use, please.")
 
 
-@pytest_asyncio.fixture(params=sorted(ENGINES))
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose heads are large enough for vLLM on CPUs."""
+    return write_model(tmp_path_factory.mktemp("model"), seed=0, head_dim=32)
+
+
+@pytest.fixture(scope="module")
+def other_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same architecture with other weights."""
+    return write_model(tmp_path_factory.mktemp("other_model"), seed=1, head_dim=32)
+
+
+@pytest_asyncio.fixture(params=sorted(ENGINES), scope="module", loop_scope="module")
 async def engine(request: pytest.FixtureRequest, model_folder: Path) -> AsyncIterator[Engine]:
-    engine = ENGINES[request.param](model_folder)
+    engine = await open_engine(ENGINES[request.param], model=str(model_folder))
     yield engine
     await engine.close()
 
@@ -86,11 +111,30 @@ async def test_temperature_zero_equals_greedy_decoding_of_transformers(engine: E
         assert generation.token_ids == tuple(expected[0, len(request.prompt_ids) :].tolist())
 
 
-async def test_the_same_batch_gives_the_same_bits(engine: Engine) -> None:
+def assert_same(results: list[list[Generation]], expected: list[list[Generation]]) -> None:
+    """The same completions; the last bits of a log-probability may move with what is cached and what else runs."""
+    for generations, others in zip(results, expected, strict=True):
+        for generation, other in zip(generations, others, strict=True):
+            assert generation.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+            assert dataclasses.replace(generation, logprobs=other.logprobs) == other
+
+
+async def test_the_same_batch_gives_the_same_completions(engine: Engine) -> None:
     requests = requests_for(engine)
-    choices = choice_requests(engine)
-    assert await engine.generate(requests) == await engine.generate(requests)
-    assert await engine.choice_logprobs(choices) == await engine.choice_logprobs(choices)
+    first, again = await engine.generate(requests), await engine.generate(requests)
+    assert_same(again, first)
+    if isinstance(engine, HfEngine):
+        assert again == first
+
+
+async def test_the_same_choices_have_the_same_logprobs(engine: Engine) -> None:
+    requests = choice_requests(engine)
+    first, again = await engine.choice_logprobs(requests), await engine.choice_logprobs(requests)
+    for result, other in zip(again, first, strict=True):
+        for row, expected in zip(result.logprobs, other.logprobs, strict=True):
+            assert row == pytest.approx(expected, abs=1e-4)
+    if isinstance(engine, HfEngine):
+        assert again == first
 
 
 async def test_a_row_draws_from_its_own_stream_whatever_else_is_sampled(engine: Engine) -> None:
@@ -220,10 +264,13 @@ async def test_other_weights_are_swapped_in_and_back(
     await asyncio.sleep(0)
     await engine.load(ModelIdentity(uri=str(other_model_folder), digest="0" * 64, version=1))
     assert engine.identity.version == 1
-    assert await engine.generate(requests) != before
+    other = await engine.generate(requests)
+    assert [each.token_ids for result in other for each in result] != [
+        each.token_ids for result in before for each in result
+    ]
     await engine.load(first)
-    assert await engine.generate(requests) == before
-    assert await in_flight == before
+    assert_same(await engine.generate(requests), before)
+    assert_same(await in_flight, before)
 
 
 async def test_a_failed_swap_leaves_the_old_weights(engine: Engine, tmp_path: Path) -> None:
@@ -232,4 +279,77 @@ async def test_a_failed_swap_leaves_the_old_weights(engine: Engine, tmp_path: Pa
     with pytest.raises(InvalidInputError):
         await engine.load(ModelIdentity(uri=str(tmp_path), digest="", version=1))
     assert engine.identity.version == 0
-    assert await engine.generate(requests) == before
+    assert_same(await engine.generate(requests), before)
+
+
+async def test_weights_of_another_architecture_are_refused(engine: Engine, tmp_path: Path) -> None:
+    requests = requests_for(engine)
+    before = await engine.generate(requests)
+    wider = write_model(tmp_path / "wider", seed=0, head_dim=32, intermediate_size=192)
+    with pytest.raises(InvalidInputError, match="another architecture"):
+        await engine.load(ModelIdentity(uri=str(wider), digest="", version=1))
+    assert engine.identity.version == 0
+    assert_same(await engine.generate(requests), before)
+
+
+async def test_calls_overlap_and_each_hears_of_its_own_completions(engine: Engine) -> None:
+    requests = requests_for(engine)
+    heard: dict[int, list[tuple[int, int, Generation]]] = {number: [] for number in range(3)}
+
+    async def call(number: int) -> list[list[Generation]]:
+        return await engine.generate(
+            [requests[number]], on_generation=lambda *generation: heard[number].append(generation)
+        )
+
+    results = await asyncio.gather(*map(call, range(3)))
+    await asyncio.sleep(0)
+    for number, [generations] in enumerate(results):
+        assert {completion: generation for _, completion, generation in heard[number]} == dict(enumerate(generations))
+    assert_same([result for [result] in results], await engine.generate(requests))
+
+
+async def test_a_cancelled_call_stops_and_the_engine_goes_on(engine: Engine) -> None:
+    requests = requests_for(engine)
+    before = await engine.generate(requests)
+    long = [dataclasses.replace(request, num_completions=32, max_tokens=200) for request in requests]
+    call = asyncio.create_task(engine.generate(long))
+    await asyncio.sleep(0)
+    assert engine.usage.running_completions + engine.usage.waiting_completions == 96
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert_same(await engine.generate(requests), before)
+    assert (engine.usage.running_completions, engine.usage.waiting_completions) == (0, 0)
+
+
+async def test_an_engine_that_works_is_healthy(engine: Engine) -> None:
+    await engine.check_health()
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        Constraint(choices=("yes", "no", "perhaps")),
+        Constraint(regex="[0-9]{3}-[a-f]{2}"),
+        Constraint(json_schema='{"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}'),
+    ],
+    ids=["choices", "regex", "json_schema"],
+)
+async def test_constrained_completions_are_what_the_constraint_says_or_refused(
+    engine: Engine, constraint: Constraint
+) -> None:
+    requests = requests_for(engine, num_completions=4, max_tokens=40, constraint=constraint)
+    if not engine.capabilities.constraints:
+        with pytest.raises(UnsupportedError):
+            await engine.generate(requests)
+        return
+    generations = [generation for result in await engine.generate(requests) for generation in result]
+    finished = [generation for generation in generations if generation.stop_reason != "max_tokens"]
+    assert finished
+    for generation in finished:
+        if constraint.choices:
+            assert generation.text in constraint.choices
+        elif constraint.regex:
+            assert re.fullmatch(constraint.regex, generation.text)
+        else:
+            assert json.loads(generation.text)["a"] in (1, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -15,11 +16,11 @@ from model_fixtures import make_tokenizer, write_model
 from model_fixtures import model_folder as model_folder
 from model_fixtures import other_model_folder as other_model_folder
 from rlaif.core.conversation import Message
-from rlaif.core.errors import InvalidInputError, UnavailableError
+from rlaif.core.errors import InvalidInputError, SettingsError, UnavailableError
 from rlaif.engine.factory import open_engine
 from rlaif.engine.hf import HfEngine
 from rlaif.engine.protocol import ChoiceRequest, GenerateRequest, Generation, ModelIdentity
-from rlaif.engine.settings import EngineSettings
+from rlaif.engine.settings import EngineKind, EngineSettings
 
 Spoil = Callable[[Path], object]
 
@@ -58,7 +59,7 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
     "no chat template": (without("chat_template.jinja"), "no chat template"),
     "no weights": (without("model.safetensors"), r"holds no weights \(\*.safetensors\)"),
     "pickle only": (pickled, "only as pickle"),
-    "cut weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100), "cannot be loaded"),
+    "cut weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100), "cannot be (loaded|read)"),
     "config not JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
     "tokenizer not JSON": (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer cannot be loaded"),
     "unknown architecture": (changed_config(model_type="mine"), "cannot be loaded"),
@@ -70,22 +71,40 @@ SPOILED: dict[str, tuple[Spoil, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(SPOILED))
-def test_a_spoiled_model_folder_is_refused_in_one_sentence(name: str, model_folder: Path, tmp_path: Path) -> None:
+# What only shows when the weights are loaded, vLLM says in its own process and its own words.
+FOUND_BY_LOADING = {"weights of another size", "weights of fewer layers"}
+KINDS: list[EngineKind] = ["hf", "vllm"] if importlib.util.find_spec("vllm") else ["hf"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind in KINDS for name in sorted(SPOILED) if kind == "hf" or name not in FOUND_BY_LOADING],
+)
+def test_a_spoiled_model_folder_is_refused_in_one_sentence(
+    kind: EngineKind, name: str, model_folder: Path, tmp_path: Path
+) -> None:
     spoil, sentence = SPOILED[name]
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
     spoil(folder)
     with pytest.raises(InvalidInputError, match=sentence) as caught:
-        HfEngine.load_model(str(folder))
+        asyncio.run(open_engine(EngineSettings(kind=kind), model=str(folder)))
     assert caught.value.field == "model"
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("uri", ["/does/not/exist", "./nor/this", "one/two/three"])
-def test_a_folder_that_does_not_exist_is_not_looked_for_on_the_hub(uri: str) -> None:
+def test_a_folder_that_does_not_exist_is_not_looked_for_on_the_hub(kind: EngineKind, uri: str) -> None:
     with pytest.raises(InvalidInputError, match="does not exist"):
-        HfEngine.load_model(uri)
+        asyncio.run(open_engine(EngineSettings(kind=kind), model=uri))
+
+
+@pytest.mark.skipif("vllm" in KINDS, reason="vLLM is installed")
+def test_an_engine_that_is_not_installed_is_named_with_the_fix() -> None:
+    with pytest.raises(SettingsError, match="make install-vllm") as caught:
+        asyncio.run(open_engine(EngineSettings(kind="vllm"), model="/any"))
+    assert caught.value.field == "engine.kind"
 
 
 def test_a_file_is_not_a_model_folder(tmp_path: Path) -> None:

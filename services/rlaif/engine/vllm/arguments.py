@@ -6,7 +6,9 @@ from typing import Any
 
 from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
+from rlaif.core.errors import InvalidInputError
 from rlaif.engine.settings import EngineSettings
 from rlaif.engine.vllm.folders import DescribedModel
 from rlaif.engine.vllm.row_sampler import QUALIFIED_NAME
@@ -59,10 +61,24 @@ def engine_arguments(settings: EngineSettings, model: DescribedModel, *, on_cpu:
     )
 
 
+def check_runs_on_cpu(model: DescribedModel) -> None:
+    """InvalidInputError where vLLM would start on a CPU and die of the first request."""
+    known = CPUAttentionBackend.get_supported_head_sizes()
+    if (size := _head_size(model)) not in known:
+        raise InvalidInputError(
+            f"{model.folder} has attention heads of {size}; on CPUs vLLM knows {', '.join(map(str, known))}",
+            field="model",
+        )
+
+
 def sequence_cache_bytes(model: DescribedModel, *, bytes_per_value: int) -> int:
     """Bytes of keys and values of a sequence that fills the context, 2 · layers · heads of keys · head size each."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     tokens = model.context_length + 1 + 2 * _CPU_BLOCK_TOKENS
-    return int(2 * config.num_hidden_layers * heads * head_size * bytes_per_value * tokens)
+    return int(2 * config.num_hidden_layers * heads * _head_size(model) * bytes_per_value * tokens)
+
+
+def _head_size(model: DescribedModel) -> int:
+    config = model.config.get_text_config()
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)

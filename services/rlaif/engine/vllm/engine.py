@@ -35,7 +35,7 @@ from rlaif.engine.protocol import (
 )
 from rlaif.engine.settings import EngineSettings
 from rlaif.engine.tree import TokenTree, build_tree
-from rlaif.engine.vllm.arguments import engine_arguments
+from rlaif.engine.vllm.arguments import check_runs_on_cpu, engine_arguments
 from rlaif.engine.vllm.errors import first_line, start_failure, typed_errors
 from rlaif.engine.vllm.folders import (
     DescribedModel,
@@ -79,6 +79,8 @@ class VllmEngine:
         model = await asyncio.to_thread(describe_model, uri, context_length=settings.context_length)
         identity = ModelIdentity(uri=uri, digest=model.digest, version=version)
         scheduler = SchedulerUsage()
+        if on_cpu:
+            check_runs_on_cpu(model)
         arguments = engine_arguments(settings, model, on_cpu=on_cpu, eager=eager)
         try:
             llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments, stat_loggers=[scheduler.listener])

@@ -10,8 +10,12 @@ from rlaif.core.errors import SettingsError
 
 # What the user has set wins, except for what the engine relies on.
 _RELIED_ON = {
-    # Our row sampler speaks to this model runner.
-    "VLLM_USE_V2_MODEL_RUNNER": "1",
+    # The row sampler speaks to this model runner, the only one on CPUs without Triton.
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    # One token more than the model's context is asked for, so that the last position can be read; it is never fed.
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
+    # A fork would copy the service's threads.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
 _DEFAULTS = {
     # Its records go through this process's loggers.

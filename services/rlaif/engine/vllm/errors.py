@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pydantic import ValidationError
 from vllm.exceptions import VLLMClientError, VLLMError
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -23,6 +24,13 @@ def typed_errors() -> Iterator[None]:
     except VLLMError as error:
         cause = error.__cause__ or error
         raise UnavailableError(f"vLLM failed at this request: {first_line(cause)}") from error
+
+
+def start_failure(error: BaseException) -> str:
+    """Why vLLM did not start, in one line."""
+    if isinstance(error, ValidationError):
+        return str(error.errors()[0]["msg"]).splitlines()[0]
+    return first_line(error)
 
 
 def first_line(error: BaseException) -> str:

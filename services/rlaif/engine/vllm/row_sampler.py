@@ -10,13 +10,14 @@ Runs in vLLM's own processes. Shapes: B rows, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
 from rlaif.engine.sampling import Sampler, uniforms
 
@@ -33,7 +34,6 @@ class SampledRow:
     completion: int
     temperature: float
     top_p: float
-    prompt_length: int
     max_tokens: int
 
     def as_arguments(self) -> dict[str, Any]:
@@ -43,55 +43,64 @@ class SampledRow:
 
 @dataclass(frozen=True)
 class _Row:
+    """A sampled row in vLLM's batch; `drawn` is the list to which vLLM appends each of its tokens."""
+
     temperature: float
     top_p: float
-    prompt_length: int
     uniforms_T: npt.NDArray[np.float64]
+    drawn: Sequence[int]
 
-    def uniform(self, sequence_length: int) -> float:
-        """The draw for the token after `sequence_length` tokens; chunks of a prompt draw too, and are thrown away."""
-        step = min(max(sequence_length - self.prompt_length, 0), len(self.uniforms_T) - 1)
-        return float(self.uniforms_T[step])
+    @property
+    def uniform(self) -> float:
+        """The draw for the next token; chunks of a prompt draw too, and are thrown away."""
+        return float(self.uniforms_T[min(len(self.drawn), len(self.uniforms_T) - 1)])
 
 
 class RowSampler(LogitsProcessor):
     """vLLM's logits processor that decides the tokens of sampled rows and normalises the others."""
 
-    def __init__(self, vllm_config: Any, req_states: Any) -> None:
-        del vllm_config, req_states
-        self._rows: dict[int, _Row | None] = {}
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        del vllm_config, device, is_pin_memory
+        self._rows: dict[int, _Row] = {}
 
-    def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        """Takes a request into the slot `req_idx`, whatever was there before."""
-        arguments = (sampling_params.extra_args or {}).get(_KEY)
-        self._rows[req_idx] = None if arguments is None else _row(SampledRow(*arguments))
-        return True
+    def is_argmax_invariant(self) -> bool:
+        """It decides what the greedy choice is."""
+        return False
 
-    def apply(self, logits: torch.Tensor, ctx: Any) -> torch.Tensor:
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Follows requests as they enter, leave and change places in the batch."""
+        process_dict_updates(self._rows, batch_update, _entering_row)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of scored rows; of sampled rows the drawn token's alone."""
-        rows = [self._rows.get(slot) for slot in ctx.idx_mapping_np.tolist()]
-        sampled = [(index, row) for index, row in enumerate(rows) if row is not None]
-        if not sampled:
+        places = sorted(place for place in self._rows if place < len(logits))
+        if not places:
             return torch.log_softmax(logits, dim=-1)
-        lengths = ctx.seq_lens_upper_bound_np.tolist()
+        rows = [self._rows[place] for place in places]
         # Built on the CPU, so that looking at their values waits for no GPU.
         sampler = Sampler(
-            torch.tensor([row.temperature for _, row in sampled]),
-            torch.tensor([row.top_p for _, row in sampled], dtype=torch.float64),
+            torch.tensor([row.temperature for row in rows]),
+            torch.tensor([row.top_p for row in rows], dtype=torch.float64),
         ).to(logits.device)
-        uniforms_B = torch.tensor([row.uniform(lengths[index]) for index, row in sampled], dtype=torch.float64)
-        if len(sampled) == len(rows):
+        uniforms_B = torch.tensor([row.uniform for row in rows], dtype=torch.float64)
+        if len(places) == len(logits):
             return _drawn(logits, sampler, uniforms_B)
-        places_B = torch.tensor([index for index, _ in sampled]).to(logits.device, non_blocking=True)
+        places_B = torch.tensor(places).to(logits.device, non_blocking=True)
         drawn_BV = _drawn(logits[places_B], sampler, uniforms_B)
         logprobs_BV = torch.log_softmax(logits, dim=-1)
         logprobs_BV[places_B] = drawn_BV
         return logprobs_BV
 
 
-def _row(row: SampledRow) -> _Row:
+def _entering_row(parameters: Any, prompt: Sequence[int] | None, drawn: Sequence[int]) -> _Row | None:
+    """The row of a request that enters the batch; None for one that is only scored."""
+    del prompt
+    arguments = (parameters.extra_args or {}).get(_KEY)
+    if arguments is None:
+        return None
+    row = SampledRow(*arguments)
     draws = uniforms(row.seed, stream=row.stream, completion=row.completion, count=row.max_tokens)
-    return _Row(row.temperature, row.top_p, row.prompt_length, draws)
+    return _Row(row.temperature, row.top_p, draws, drawn)
 
 
 def _drawn(logits_BV: torch.Tensor, sampler: Sampler, uniforms_B: torch.Tensor) -> torch.Tensor:
