@@ -39,6 +39,7 @@ ENGINES: dict[str, EngineSettings] = {
     "hf": EngineSettings(num_threads=1, attention="eager"),
     "hf_sdpa": EngineSettings(num_threads=1, attention="sdpa"),
     "hf_small_batches": EngineSettings(num_threads=1, max_batch_tokens=64, max_cache_tokens=150),
+    "hf_continuous": EngineSettings(num_threads=1, continuous_batching=True, max_cache_tokens=1000),
 }
 if importlib.util.find_spec("vllm"):
     ENGINES["vllm"] = EngineSettings(kind="vllm", num_threads=1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -18,7 +20,7 @@ from model_fixtures import other_model_folder as other_model_folder
 from rlaif.core.errors import InvalidInputError, UnavailableError
 from rlaif.engine.hf import HfEngine
 from rlaif.engine.hf.forward import ModelRunner
-from rlaif.engine.protocol import ChoiceRequest, Engine, GenerateRequest, Generation, ModelIdentity
+from rlaif.engine.protocol import ChoiceRequest, Constraint, Engine, GenerateRequest, Generation, ModelIdentity
 
 LONG = GenerateRequest(prompt_ids=(9, 10, 11), num_completions=4, max_tokens=240, temperature=3.0, seed=1)
 CHOICES = ChoiceRequest((9, 10, 11), ((12, 13), (14,)), ((20,), (21,)))
@@ -375,3 +377,33 @@ async def test_a_narrower_prompt_and_learnt_positions_are_no_trouble(tmp_path: P
     async with opened(tmp_path, max_cache_tokens=300) as engine:
         together = await asyncio.gather(*(engine.generate([request]) for request in requests))
     assert [tokens_of(result) for result in together] == alone
+
+
+async def test_constrained_and_free_rows_share_a_batch(model_folder: Path) -> None:
+    free = GenerateRequest((9, 10, 11), 3, 20, seed=1)
+    yes = dataclasses.replace(free, constraint=Constraint(choices=("yes", "no", 'a "b" \\ c')), max_tokens=30)
+    digits = dataclasses.replace(free, constraint=Constraint(regex="[0-9]{4}"), max_tokens=30)
+    async with opened(model_folder) as engine:
+        alone = tokens_of(await engine.generate([free]))
+        one, two, three = await asyncio.gather(*(engine.generate([request]) for request in (free, yes, digits)))
+        assert tokens_of(one) == alone
+        assert {generation.text for generation in two[0]} <= {"yes", "no", 'a "b" \\ c'}
+        assert all(re.fullmatch("[0-9]{4}", generation.text) for generation in three[0])
+        for generation in (*two[0], *three[0]):
+            assert generation.stop_reason == "end_of_turn"
+            # Log-probabilities are over what is allowed.
+            assert all(-30 < logprob <= 0 for logprob in generation.logprobs)
+        with pytest.raises(InvalidInputError, match="cannot be") as caught:
+            await engine.generate([dataclasses.replace(free, constraint=Constraint(regex="(("))])
+        assert caught.value.field == "constraint.regex"
+        with pytest.raises(InvalidInputError) as caught:
+            await engine.generate([dataclasses.replace(free, constraint=Constraint(json_schema='{"type": 7}'))])
+        assert caught.value.field == "constraint.json_schema"
+
+
+async def test_a_forced_token_has_the_log_probability_zero(model_folder: Path) -> None:
+    request = GenerateRequest((9, 10, 11), 1, 20, constraint=Constraint(regex="7"))
+    async with opened(model_folder) as engine:
+        [[generation]] = await engine.generate([request])
+    assert generation.text == "7"
+    assert generation.logprobs == pytest.approx([0.0, 0.0], abs=1e-6)

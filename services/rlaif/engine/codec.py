@@ -54,6 +54,11 @@ class ChatCodec:
         self._tail_text = self._render(("user",))[-1]
 
     @property
+    def tokenizer(self) -> Any:
+        """The tokenizer itself, not to be changed."""
+        return self._tokenizer
+
+    @property
     def vocabulary_size(self) -> int:
         """Tokens, the added ones included."""
         return len(self._tokenizer)

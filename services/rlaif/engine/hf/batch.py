@@ -5,9 +5,11 @@ Shapes: P prompts of a prefill, B slots, T columns of the cache, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from rlaif.engine.hf.cache import buffer_cache, narrow_cache, put_rows, takes_newcomers
@@ -122,8 +124,13 @@ class RunningBatch:
             self._logits_BV = _with_rows(self._logits_BV, slots_R, logits_RV, num_rows=num_slots)
         self._sampler = self._make_sampler()
 
-    def draw(self) -> tuple[list[int], list[float]]:
-        """(token, log-probability) of each slot; those of empty slots mean nothing."""
+    def draw(self, allowed: Mapping[int, npt.NDArray[np.bool_]]) -> tuple[list[int], list[float]]:
+        """(tokens, log-probabilities) of the slots; those of empty slots mean nothing.
+
+        A slot that `allowed` names draws from those tokens alone.
+        """
+        for slot, allowed_V in allowed.items():
+            self._logits_BV[slot].masked_fill_(torch.from_numpy(~allowed_V).to(self._runner.device), -torch.inf)
         uniforms_B = torch.tensor(
             [0.0 if row is None else row.uniforms.draw() for row in self.slots], dtype=torch.float64
         )

@@ -15,6 +15,7 @@ from rlaif.core.conversation import Message
 from rlaif.core.errors import InvalidInputError, UnavailableError, UnsupportedError
 from rlaif.engine.hf.cache import takes_newcomers
 from rlaif.engine.hf.choices import ChoiceScorer, packing_error
+from rlaif.engine.hf.constraints import Guide, Guides
 from rlaif.engine.hf.forward import ModelRunner, positions_of
 from rlaif.engine.hf.loading import LoadedModel, copy_weights, load_causal_model, load_weights, resolve_dtype
 from rlaif.engine.hf.rows import RowRules
@@ -62,10 +63,10 @@ class HfEngine:
         self._worker, self._loaded, self._identity, self._options = worker, loaded, identity, options
         self._closed = False
         runner = self._runner(loaded.model)
+        vocabulary_size = loaded.model.get_input_embeddings().weight.shape[0]
+        self._guides = Guides(loaded.codec.tokenizer, vocabulary_size=vocabulary_size, stop_ids=loaded.stop_ids)
         self._scheduler = DecodeScheduler(
-            RowRules(
-                loaded.codec, loaded.stop_ids, self.context_length, loaded.model.get_input_embeddings().weight.shape[0]
-            ),
+            RowRules(loaded.codec, loaded.stop_ids, self.context_length, vocabulary_size),
             runner,
             BatchLimits(options.max_batch_tokens, options.max_cache_tokens, joins=options.continuous_batching),
             takes_newcomers=_takes_newcomers(runner),
@@ -121,10 +122,10 @@ class HfEngine:
         """What may be asked of it."""
         return Capabilities(
             choice_logprobs=True,
-            constraints=False,
+            constraints=True,
             loads_weights=True,
             loads_adapters=False,
-            repeatable=not self._options.continuous_batching,
+            repeatable=True,
         )
 
     @property
@@ -161,7 +162,10 @@ class HfEngine:
             assert on_generation is not None
             loop.call_soon_threadsafe(on_generation, request, completion, generation)
 
-        job = self._scheduler.submit(requests, tell if on_generation is not None else None)
+        guides: list[Guide | None] = [None] * len(requests)
+        if any(request.constraint is not None for request in requests):
+            guides = await asyncio.to_thread(self._make_guides, requests)
+        job = self._scheduler.submit(requests, guides, tell if on_generation is not None else None)
         self._worker.wake()
         try:
             return await asyncio.wrap_future(job.future)
@@ -229,6 +233,9 @@ class HfEngine:
         if {name: tensor.shape for name, tensor in model.state_dict().items()} != shapes:
             raise InvalidInputError(f"{folder} has another architecture than the model being served", field="model")
         return model
+
+    def _make_guides(self, requests: Sequence[GenerateRequest]) -> list[Guide | None]:
+        return [self._guides.make(request.constraint) if request.constraint else None for request in requests]
 
     def _make_scorer(self, runner: ModelRunner, *, packed: bool) -> ChoiceScorer:
         return ChoiceScorer(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from rlaif.engine.checks import check_generate
 from rlaif.engine.codec import ChatCodec
+from rlaif.engine.hf.constraints import Guide
 from rlaif.engine.protocol import GenerateRequest, Generation, OnGeneration, StopReason
 from rlaif.engine.sampling import UniformStream
 
@@ -73,6 +74,7 @@ class Row:
     budget: int
     """Most tokens it may get."""
     uniforms: UniformStream
+    guide: Guide | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     generation: Generation | None = None
@@ -101,8 +103,8 @@ class RowRules:
         """Raises InvalidInputError for a prompt that leaves no room for a completion or holds what is no token."""
         check_generate(requests, context_length=self.context_length, vocabulary_size=self.vocabulary_size)
 
-    def fill(self, job: Job) -> None:
-        """Gives the job one row a completion."""
+    def fill(self, job: Job, guides: Sequence[Guide | None]) -> None:
+        """Gives the job one row a completion; `guides` has one for each request that is constrained."""
         job.rows = [
             Row(
                 job=job,
@@ -111,8 +113,9 @@ class RowRules:
                 request=request,
                 budget=min(request.max_tokens, self.context_length - len(request.prompt_ids)),
                 uniforms=UniformStream(request.seed, stream=request.stream, completion=completion),
+                guide=guide.fresh() if guide else None,
             )
-            for index, request in enumerate(job.requests)
+            for index, (request, guide) in enumerate(zip(job.requests, guides, strict=True))
             for completion in range(request.num_completions)
         ]
         job.num_unfinished = len(job.rows)
@@ -121,6 +124,8 @@ class RowRules:
         """The completion, if the token was its last."""
         row.token_ids.append(token)
         row.logprobs.append(logprob)
+        if row.guide is not None:
+            row.guide.take(token)
         if token in self.stop_ids:
             return self._generation(row, "end_of_turn")
         if row.request.stop_sequences and self._stops(row):

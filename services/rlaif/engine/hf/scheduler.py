@@ -8,8 +8,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from rlaif.core.errors import UnavailableError
 from rlaif.engine.hf.batch import Prefill, RunningBatch
+from rlaif.engine.hf.constraints import Guide
 from rlaif.engine.hf.forward import ModelRunner
 from rlaif.engine.hf.rows import Job, Row, RowRules
 from rlaif.engine.protocol import EngineUsage, GenerateRequest, OnGeneration
@@ -68,13 +72,21 @@ class DecodeScheduler:
         """Raises InvalidInputError for what cannot be sampled."""
         self._rules.check(requests)
 
-    def submit(self, requests: Sequence[GenerateRequest], on_generation: OnGeneration | None) -> Job:
-        """Queues a call; its future gets the result. Then the worker is to be woken."""
+    def submit(
+        self,
+        requests: Sequence[GenerateRequest],
+        guides: Sequence[Guide | None],
+        on_generation: OnGeneration | None,
+    ) -> Job:
+        """Queues a call, with a guide for each constrained request; its future gets the result.
+
+        Then the worker is to be woken.
+        """
         with self._lock:
             job = Job(requests, on_generation, order=next(self._orders), epoch=self._asked_epoch)
             # Told by the worker alone: the caller cannot cancel it meanwhile.
             job.future.set_running_or_notify_cancel()
-            self._rules.fill(job)
+            self._rules.fill(job, guides)
             if job.rows:
                 self._jobs.add(job)
                 self._wait(job.rows)
@@ -247,7 +259,7 @@ class DecodeScheduler:
         return min(num_waiting, room) if room >= min(num_waiting, max(1, int(_JOIN_SHARE * len(running)))) else 0
 
     def _continue(self) -> None:
-        tokens, logprobs = self._batch.draw()
+        tokens, logprobs = self._batch.draw(self._allowed())
         for row, token, logprob in zip(self._batch.slots, tokens, logprobs, strict=True):
             if row is not None:
                 self._append(row, token, logprob)
@@ -258,10 +270,21 @@ class DecodeScheduler:
         compact_below = _COMPACT_BELOW_WITH_NEWCOMERS if self._num_due() else _COMPACT_BELOW
         self._batch.forward(tokens, compact_below=compact_below)
 
+    def _allowed(self) -> dict[int, npt.NDArray[np.bool_]]:
+        """The tokens that constraints allow next, by slot."""
+        allowed = {}
+        for slot, row in enumerate(self._batch.slots):
+            if row is not None and row.guide is not None:
+                try:
+                    allowed[slot] = row.guide.allowed()
+                except Exception as error:  # noqa: BLE001 - one caller's constraint is no one else's matter
+                    self._fail(row.job, error)
+        return allowed
+
     def _append(self, row: Row, token: int, logprob: float) -> None:
         try:
             row.generation = self._rules.append(row, token, logprob)
-        except Exception as error:  # noqa: BLE001 - one caller's stop sequences are no one else's matter
+        except Exception as error:  # noqa: BLE001 - one caller's row is no one else's matter
             self._fail(row.job, error)
 
     def _tell(self, finished: Sequence[Row]) -> None:
