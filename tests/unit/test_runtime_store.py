@@ -170,7 +170,7 @@ def test_remote_versions_lie_under_their_content_and_the_pointer_comes_last(memo
     assert first == again
     assert other.uri != first.uri
     assert other.uri.startswith(f"{memory_root}/{POLICY}/versions/00000007/")
-    manifest = json.loads(ObjectStore("memory").read(f"{other.uri}/manifest.json"))
+    manifest = json.loads(ObjectStore("memory").read(f"{other.uri}/manifest.json", start=0, end=9999))
     assert manifest["digest"] == other.digest
     assert [file["name"] for file in manifest["files"]] == [
         "README.md",

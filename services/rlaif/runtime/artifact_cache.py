@@ -70,7 +70,7 @@ class ArtifactCache:
         return cls(root=folder, max_bytes=int(text) if text else _DEFAULT_MAX_BYTES)
 
     def fetch(self, source: str, files: Sequence[RemoteFile], *, read: Read, check: Callable[[Path], None]) -> Path:
-        """The folder with these files of `source`; `check` raises CorruptionError for files that are not the right ones.
+        """The folder with these files of `source`; `check` raises CorruptionError where they are not right.
 
         This process keeps the two it fetched last from being evicted.
         """

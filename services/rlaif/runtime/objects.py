@@ -29,6 +29,7 @@ _EXTRAS: Final = {"s3": "s3fs", "gs": "gcsfs"}
 _DEFAULT_TIMEOUT_SECONDS: Final = 60.0
 _CONNECT_SECONDS: Final = 10.0
 _READ_SECONDS: Final = 20.0
+_S3FS_ATTEMPTS: Final = 2
 # An upload is one call for the whole file: on top of a request's time it gets what this rate takes.
 _SLOWEST_BYTES_PER_SECOND: Final = 1024 * 1024
 _SECRET_NAMES: Final = ("key", "sas", "username")
@@ -86,10 +87,8 @@ class ObjectStore:
         self._scheme, self._options = scheme, check_storage_options(options or {})
         self._timeout_seconds = _timeout_seconds()
 
-    def read(self, uri: str, *, start: int = 0, end: int | None = None) -> bytes:
-        """Bytes `start` up to `end` of an object."""
-        if start == 0 and end is None:
-            return bytes(self._call("cat_file", uri))
+    def read(self, uri: str, *, start: int, end: int) -> bytes:
+        """Bytes `start` up to `end` of an object, fewer where it ends before; one request."""
         return bytes(self._call("cat_file", uri, start=start, end=end))
 
     def write(self, uri: str, data: bytes) -> None:
@@ -220,9 +219,13 @@ def _open_filesystem(scheme: str, options: StorageOptions) -> Any:
         ) from error
     try:
         # Listings are never remembered: others publish and remove while we look.
-        return filesystem_class(use_listings_cache=False, skip_instance_cache=True, **_bounded(scheme, options))
+        filesystem = filesystem_class(use_listings_cache=False, skip_instance_cache=True, **_bounded(scheme, options))
     except Exception as error:
         raise _translated(error, uri=f"{scheme}://") from error
+    if scheme == "s3":
+        # Its attempts multiply with those of the client below it; five of its own would take half a minute.
+        filesystem.retries = _S3FS_ATTEMPTS
+    return filesystem
 
 
 def _extra(scheme: str) -> str:

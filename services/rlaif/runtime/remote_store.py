@@ -32,6 +32,7 @@ _PICKLED: Final = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)")
 _SAFE_NAME: Final = re.compile(r"[\w-][\w. -]{0,254}", re.ASCII)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _CONTENT_LENGTH: Final = 32
+_MAX_DESIRED_BYTES: Final = 64 * 1024
 _MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
 _MAX_REMEMBERED: Final = 16
 
@@ -70,7 +71,7 @@ class RemoteStore:
         """The version every replica should serve; None before the first one is published."""
         uri = f"{self.root}/{check_policy_name(policy)}/{_DESIRED_NAME}"
         try:
-            data = self._objects.read(uri)
+            data = self._objects.read(uri, start=0, end=_MAX_DESIRED_BYTES)
         except NotFoundError as error:
             if error.reason == "NO_SUCH_BUCKET":
                 raise
