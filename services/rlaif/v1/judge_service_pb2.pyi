@@ -1647,6 +1647,7 @@ class GetJudgeResponse(_message.Message):
     PANEL_FIELD_NUMBER: _builtins.int
     CALIBRATIONS_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    NUM_VERDICT_SAMPLES_FIELD_NUMBER: _builtins.int
     template: _builtins.str
     """Name of the prompt template."""
     template_sha256: _builtins.str
@@ -1657,6 +1658,8 @@ class GetJudgeResponse(_message.Message):
     """SHA-256 of all of this judge that decides a label, 64 lower-case hex digits; empty when some weights cannot be
     identified, and then no label is answered from the ledger.
     """
+    num_verdict_samples: _builtins.int
+    """Draws from which each verdict is estimated, 0 when they are read from log-probabilities; see Provenance."""
     @_builtins.property
     def model(self) -> _provenance_pb2.ModelRef:
         """Weights of the service's own model."""
@@ -1679,10 +1682,11 @@ class GetJudgeResponse(_message.Message):
         panel: _abc.Iterable[Global___PanelJudge] | None = ...,
         calibrations: _abc.Iterable[_builtins.str] | None = ...,
         fingerprint: _builtins.str = ...,
+        num_verdict_samples: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibrations", b"calibrations", "context_length_tokens", b"context_length_tokens", "fingerprint", b"fingerprint", "model", b"model", "panel", b"panel", "template", b"template", "template_sha256", b"template_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibrations", b"calibrations", "context_length_tokens", b"context_length_tokens", "fingerprint", b"fingerprint", "model", b"model", "num_verdict_samples", b"num_verdict_samples", "panel", b"panel", "template", b"template", "template_sha256", b"template_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

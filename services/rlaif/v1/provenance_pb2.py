@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rlaif/v1/provenance.proto\x12\x08rlaif.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe4\x01\n\nProvenance\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.rlaif.v1.ModelRef\x12/\n\x0c\x63onstitution\x18\x02 \x01(\x0b\x32\x19.rlaif.v1.ConstitutionRef\x12\x17\n\x0ftemplate_sha256\x18\x03 \x01(\t\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x18\n\x10service_revision\x18\x05 \x01(\t\x12\x10\n\x08trace_id\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"8\n\x08ModelRef\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\"H\n\x0f\x43onstitutionRef\x12\x14\n\x0c\x63onstitution\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rlaif/v1/provenance.proto\x12\x08rlaif.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x02\n\nProvenance\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.rlaif.v1.ModelRef\x12/\n\x0c\x63onstitution\x18\x02 \x01(\x0b\x32\x19.rlaif.v1.ConstitutionRef\x12\x17\n\x0ftemplate_sha256\x18\x03 \x01(\t\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x18\n\x10service_revision\x18\x05 \x01(\t\x12\x10\n\x08trace_id\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x13num_verdict_samples\x18\x08 \x01(\r\"8\n\x08ModelRef\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\"H\n\x0f\x43onstitutionRef\x12\x14\n\x0c\x63onstitution\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rlaif.v1.provenance_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PROVENANCE']._serialized_start=73
-  _globals['_PROVENANCE']._serialized_end=301
-  _globals['_MODELREF']._serialized_start=303
-  _globals['_MODELREF']._serialized_end=359
-  _globals['_CONSTITUTIONREF']._serialized_start=361
-  _globals['_CONSTITUTIONREF']._serialized_end=433
+  _globals['_PROVENANCE']._serialized_end=330
+  _globals['_MODELREF']._serialized_start=332
+  _globals['_MODELREF']._serialized_end=388
+  _globals['_CONSTITUTIONREF']._serialized_start=390
+  _globals['_CONSTITUTIONREF']._serialized_end=462
 # @@protoc_insertion_point(module_scope)

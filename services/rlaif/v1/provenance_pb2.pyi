@@ -32,6 +32,7 @@ class Provenance(_message.Message):
     SERVICE_REVISION_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    NUM_VERDICT_SAMPLES_FIELD_NUMBER: _builtins.int
     template_sha256: _builtins.str
     """SHA-256 of the prompt template's wording, 64 lower-case hex digits; empty when no template applied."""
     seed: _builtins.int
@@ -40,6 +41,11 @@ class Provenance(_message.Message):
     """Revision of the service that produced the value."""
     trace_id: _builtins.str
     """W3C trace id of the call, 32 lower-case hex digits."""
+    num_verdict_samples: _builtins.int
+    """Draws from which each verdict was estimated, for every order and principle, where the engine gives no
+    log-probabilities: probabilities are then shares of draws, with a standard error of up to 1 / (2 sqrt(n)). 0 when they
+    were read from log-probabilities, and for values that are no verdicts.
+    """
     @_builtins.property
     def model(self) -> Global___ModelRef:
         """Model that produced the value."""
@@ -62,10 +68,11 @@ class Provenance(_message.Message):
         service_revision: _builtins.str = ...,
         trace_id: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        num_verdict_samples: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["constitution", b"constitution", "create_time", b"create_time", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["constitution", b"constitution", "create_time", b"create_time", "model", b"model", "seed", b"seed", "service_revision", b"service_revision", "template_sha256", b"template_sha256", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["constitution", b"constitution", "create_time", b"create_time", "model", b"model", "num_verdict_samples", b"num_verdict_samples", "seed", b"seed", "service_revision", b"service_revision", "template_sha256", b"template_sha256", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
