@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from model_fixtures import make_tokenizer
+from reward_fixtures import ask, reference_value, write_reward_model
 from rlaif.client.reward import JUDGE, ModelReference, RewardClient
 from rlaif.core.conversation import Message
 from rlaif.core.errors import InvalidInputError, NotFoundError, RlaifError, UnsupportedError
@@ -30,63 +29,17 @@ INPUTS = [
 ]
 
 
-def write_reward_model(folder: Path, *, seed: int, num_labels: int = 1, **config: Any) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    tokenizer = make_tokenizer()
-    values: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-        "initializer_range": 0.2,
-        "pad_token_id": 0,
-        "bos_token_id": None,
-        "eos_token_id": 3,
-    }
-    torch.manual_seed(seed)
-    model_config = LlamaConfig(vocab_size=len(tokenizer), num_labels=num_labels, **(values | config))
-    LlamaForSequenceClassification(model_config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def members(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [write_reward_model(tmp_path_factory.mktemp(f"reward{seed}"), seed=seed) for seed in range(2)]
 
 
 @pytest.fixture
-async def settings() -> AsyncIterator[ClientSettings]:
-    reward = RewardSettings(engine={"num_threads": 1, "max_batch_tokens": 64})
+async def settings(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ClientSettings]:
+    root = str(tmp_path_factory.getbasetemp())
+    reward = RewardSettings(engine={"num_threads": 1, "max_batch_tokens": 64}, allowed_roots=[root])
     async with serving(make_service(reward), ListenSettings(metrics_address=None)) as server:
         yield ClientSettings(target=server.address, timeout_seconds=30)
-
-
-async def ask(settings: ClientSettings, use: Callable[[RewardClient], Any]) -> Any:
-    """Runs blocking client code beside the server's loop."""
-
-    def run() -> Any:
-        with RewardClient(settings) as client:
-            return use(client)
-
-    return await asyncio.to_thread(run)
-
-
-def reference_value(folder: Path, conversation: Any, response: str) -> float:
-    """The classifier's own answer to the chat template's text, alone in its batch."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    turns = [{"role": message.role, "content": message.content} for message in conversation]
-    text = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": response}], tokenize=False)
-    with torch.no_grad():
-        return float(model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits[0, 0])
 
 
 async def test_one_member_gives_what_transformers_gives(settings: ClientSettings, members: list[Path]):

@@ -10,7 +10,21 @@ from typing import Any, NoReturn
 import typer
 
 from rlaif.cli import compile as compile_verb
-from rlaif.cli import constitution, down, exits, judge, labels, ledger, playground, report, run, serve, status, up
+from rlaif.cli import (
+    constitution,
+    down,
+    exits,
+    judge,
+    labels,
+    ledger,
+    playground,
+    report,
+    reward,
+    run,
+    serve,
+    status,
+    up,
+)
 from rlaif.core.errors import RlaifError
 
 _UsageError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -39,6 +53,7 @@ app.add_typer(judge.app, name="judge")
 app.add_typer(labels.app, name="labels")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(playground.app, name="playground")
+app.add_typer(reward.app, name="reward")
 
 
 def main() -> NoReturn:

@@ -59,11 +59,13 @@ class StackSettings:
     """Port of oversight, the others follow; 0 takes free ports."""
     engine: EngineKind = "hf"
     """What sampler, judge and evaluator run their models on."""
+    published_to: str | None = None
+    """Folder or URI where policy versions are published; None for the folder's own."""
 
     @property
-    def artifact_root(self) -> Path:
+    def artifact_root(self) -> str:
         """Where policy versions are published."""
-        return self.folder / "artifacts"
+        return self.published_to or str(self.folder / "artifacts")
 
     def config_path(self, name: str) -> Path:
         """Settings file of a service."""
@@ -171,7 +173,7 @@ def service_config(settings: StackSettings, name: str, found: Mapping[str, Annou
         return config | {
             "model": settings.policy,
             "policy": settings.policy_name,
-            "artifact_root": str(settings.artifact_root),
+            "artifact_root": settings.artifact_root,
             "engine": engine,
         }
     if name in ("judge", EVALUATOR):
@@ -185,6 +187,8 @@ def service_config(settings: StackSettings, name: str, found: Mapping[str, Annou
     return config | {
         "judge": {"target": found["judge"].address},
         "engine": {"num_threads": settings.num_threads},
+        "artifact_root": settings.artifact_root,
+        "allowed_roots": [str(settings.folder / "models")],
     }
 
 

@@ -146,7 +146,7 @@ def _failed(items: Sequence[_Item], error: RlaifError, bulk: Bulk) -> list[_Resu
 
 def _renumbered(error: InvalidInputError, start: int) -> InvalidInputError:
     """The error with the item's position in the whole job: pairs[3] of a batch that begins at 64 is pairs[67]."""
-    if not error.field or not error.field.startswith(("pairs[", "responses[")):
+    if not error.field or not error.field.startswith(("pairs[", "responses[", "inputs[")):
         return error
     field = _INDEX.sub(lambda index: str(int(index.group()) + start), error.field, count=1)
     return InvalidInputError(error.message, reason=error.reason, field=field, metadata=error.metadata)

@@ -84,6 +84,14 @@ class ChatCodec:
             raise InvalidInputError("the model's tokenizer has no end-of-turn token", field="model")
         return (*self._encode_content(text), self.end_of_turn)
 
+    def encode_responses(self, texts: Sequence[str]) -> list[TokenIds]:
+        """`encode_response` of each, in one call that leaves the interpreter to other threads."""
+        end = self.end_of_turn
+        if end is None:
+            raise InvalidInputError("the model's tokenizer has no end-of-turn token", field="model")
+        encodings = self._content.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [(*encoding.ids, end) for encoding in encodings]
+
     def encode_judge_prompt(self, context: str, question: str) -> tuple[TokenIds, TokenIds]:
         """(prefix, suffix) ids of one user turn whose context and question are tokenised apart."""
         context = context.lstrip() if self._slot.strips_start else context

@@ -10,60 +10,32 @@ Shapes: B sequences, T tokens of the longest, D hidden size.
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import transformers
+from torch.nn.utils.rnn import pad_sequence
 
 from rlaif.core.conversation import Conversation
-from rlaif.core.errors import InvalidInputError
 from rlaif.engine.codec import ChatCodec
-from rlaif.engine.hf.loading import find_model_folder, load_tokenizer
 from rlaif.engine.hf.worker import Worker
 from rlaif.engine.protocol import ModelIdentity, TokenIds
-from rlaif.runtime.artifacts import folder_digest
+from rlaif.engine.reward_loading import Member, RewardModelOptions, find_members, load_member
 
-FailureReason = Literal["TOO_LONG", "NOT_FINITE"]
+__all__ = ["EncodedInput", "RewardEnsemble", "RewardModelEngine", "RewardModelOptions", "plan_batches"]
 
-
-@dataclass(frozen=True)
-class RewardEstimate:
-    """Mean and standard deviation over the members, or why there is none."""
-
-    mean: float | None
-    spread: float
-    failure_reason: FailureReason | None = None
-
-
-@dataclass(frozen=True)
-class RewardModelOptions:
-    """How members are run."""
-
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    max_batch_tokens: int = 4096
-
-
-@dataclass(frozen=True)
-class _Member:
-    """One loaded classifier."""
-
-    identity: ModelIdentity
-    model: Any
-    codec: ChatCodec
-    context_length: int
+# What a forward pass costs beside its tokens, in tokens: reading the weights and starting the kernels.
+_PASS_TOKENS_CPU, _PASS_TOKENS_GPU = 32, 1024
 
 
 @dataclass(frozen=True)
 class RewardEnsemble:
     """Loaded members of one reward model."""
 
-    members: tuple[_Member, ...]
+    members: tuple[Member, ...]
 
     @property
     def identities(self) -> tuple[ModelIdentity, ...]:
@@ -71,144 +43,169 @@ class RewardEnsemble:
         return tuple(member.identity for member in self.members)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class EncodedInput:
+    """A conversation with its response, tokenised for every member."""
+
+    ensemble: RewardEnsemble
+    ids: tuple[torch.Tensor, ...]
+    """Token ids for each member; members with one tokenizer share them."""
+    pooled: tuple[int, ...]
+    """Position whose value each member's head reads."""
+    num_tokens: int
+    """Over all members: what the input costs."""
+    fits: bool
+    """Whether it is within every member's context."""
+
+
 class RewardModelEngine:
-    """Loads and runs reward models in one thread, in order of arrival; each call is a batch of its own."""
+    """Loads and runs reward models in one thread, in order of arrival; tokenises in another."""
 
     def __init__(self, options: RewardModelOptions, *, num_threads: int = 0) -> None:
         self._options = options
+        self._pass_tokens = _PASS_TOKENS_CPU if options.device.startswith("cpu") else _PASS_TOKENS_GPU
         self._worker = Worker(num_threads=num_threads)
+        self._tokenizers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rlaif-reward-tokens")
 
     async def load(self, references: Sequence[ModelIdentity]) -> RewardEnsemble:
-        """The ensemble; a digest that is given must be the folder's. InvalidInputError names the member."""
+        """The ensemble; a digest that is given must be the folder's. InvalidInputError names the member.
+
+        Files are fetched and checked beside the scoring; only reading the weights waits for its turn in the thread.
+        """
+        found = await asyncio.to_thread(find_members, references)
         return await self._worker.run(
             lambda _: RewardEnsemble(
-                tuple(
-                    _load_member(reference, field=f"members[{index}]", options=self._options)
-                    for index, reference in enumerate(references)
-                )
+                tuple(load_member(files, index=index, options=self._options) for index, files in enumerate(found))
             )
         )
 
-    async def score(self, ensemble: RewardEnsemble, inputs: Sequence[tuple[Conversation, str]]) -> list[RewardEstimate]:
-        """One estimate an input, in order; the same inputs give the same floats."""
-        return await self._worker.run(lambda _: self._score(ensemble, inputs))
+    async def encode(self, ensemble: RewardEnsemble, inputs: Sequence[tuple[Conversation, str]]) -> list[EncodedInput]:
+        """The inputs as `score` takes them."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._tokenizers, _encode, ensemble, inputs)
+
+    async def count_tokens(self, ensemble: RewardEnsemble, responses: Sequence[str]) -> list[int]:
+        """Tokens of each response by the first member's tokenizer, without the end of turn."""
+        codec = ensemble.members[0].codec
+        loop = asyncio.get_running_loop()
+        encoded = await loop.run_in_executor(self._tokenizers, codec.encode_responses, responses)
+        return [len(ids) - 1 for ids in encoded]
+
+    async def score(self, inputs: Sequence[EncodedInput], *, repeatable: bool) -> list[tuple[float, ...]]:
+        """Each input's value by each member of its ensemble, in order; values may be NaN. Every input must fit.
+
+        `repeatable`: the batches follow from the lengths alone, so that the same inputs give the same floats wherever
+        this runs; else a batch also ends where its padding would cost more than another pass.
+        """
+        return await self._worker.run(lambda _: self._score(inputs, repeatable=repeatable))
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the threads."""
+        self._tokenizers.shutdown(wait=True, cancel_futures=True)
         self._worker.close()
 
-    def _score(self, ensemble: RewardEnsemble, inputs: Sequence[tuple[Conversation, str]]) -> list[RewardEstimate]:
-        by_member = [self._score_member(member, inputs) for member in ensemble.members]
-        return [_estimate(values) for values in zip(*by_member, strict=True)]
+    def _score(self, inputs: Sequence[EncodedInput], *, repeatable: bool) -> list[tuple[float, ...]]:
+        by_ensemble: dict[int, list[int]] = {}
+        for index, encoded in enumerate(inputs):
+            by_ensemble.setdefault(id(encoded.ensemble), []).append(index)
+        values: list[tuple[float, ...]] = [()] * len(inputs)
+        for indices in by_ensemble.values():
+            members = inputs[indices[0]].ensemble.members
+            by_member = [
+                self._score_member(member, position, [inputs[index] for index in indices], repeatable=repeatable)
+                for position, member in enumerate(members)
+            ]
+            for index, of_members in zip(indices, zip(*by_member, strict=True), strict=True):
+                values[index] = of_members
+        return values
 
-    def _score_member(self, member: _Member, inputs: Sequence[tuple[Conversation, str]]) -> list[float | None]:
-        """Value of each input; None when it does not fit."""
-        sequences = [_encode(member.codec, conversation, response) for conversation, response in inputs]
-        fitting = [index for index, ids in enumerate(sequences) if len(ids) <= member.context_length]
-        values: list[float | None] = [None] * len(inputs)
-        for batch in _micro_batches(fitting, sequences, max_tokens=self._options.max_batch_tokens):
-            scores = _forward(member.model, [sequences[index] for index in batch])
+    def _score_member(
+        self, member: Member, position: int, inputs: Sequence[EncodedInput], *, repeatable: bool
+    ) -> list[float]:
+        sequences = [encoded.ids[position] for encoded in inputs]
+        lengths = [len(ids) for ids in sequences]
+        max_padding = None if repeatable else self._pass_tokens
+        values = [0.0] * len(inputs)
+        for batch in plan_batches(lengths, max_tokens=self._options.max_batch_tokens, max_padding=max_padding):
+            scores = _forward(
+                member, [sequences[index] for index in batch], [inputs[index].pooled[position] for index in batch]
+            )
             for index, value in zip(batch, scores, strict=True):
                 values[index] = value
         return values
 
 
-def _load_member(reference: ModelIdentity, *, field: str, options: RewardModelOptions) -> _Member:
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    folder = find_model_folder(reference.uri)
-    digest = folder_digest(folder)
-    if reference.digest and reference.digest != digest:
-        raise InvalidInputError(
-            f"{reference.uri} has the digest {digest}, not {reference.digest}",
-            field=f"{field}.digest",
-            reason="DIGEST_MISMATCH",
-        )
-    tokenizer = load_tokenizer(folder)
-    return _Member(
-        identity=ModelIdentity(uri=reference.uri, digest=digest, version=reference.version),
-        model=_load_classifier(folder, field=f"{field}.uri", options=options),
-        codec=ChatCodec(tokenizer),
-        context_length=_context_length(folder, tokenizer),
-    )
+def plan_batches(lengths: Sequence[int], *, max_tokens: int, max_padding: int | None = None) -> Iterator[list[int]]:
+    """Indices of each batch, longest first, so that sequences of like length share one.
 
-
-def _load_classifier(folder: Path, *, field: str, options: RewardModelOptions) -> Any:
-    try:
-        model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            dtype=torch.bfloat16 if options.dtype == "bfloat16" else torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InvalidInputError(f"{folder}: the reward model cannot be loaded: {cause}", field=field) from error
-    missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-    if missing:
-        raise InvalidInputError(
-            f"{folder}: the weights lack {len(missing)} tensors of a reward model, the first is {missing[0]}",
-            field=field,
-        )
-    if model.config.num_labels != 1 or not hasattr(model, "score"):
-        raise InvalidInputError(
-            f"{folder} has {model.config.num_labels} outputs; a reward model has one, on a decoder's last token",
-            field=field,
-        )
-    model.requires_grad_(False)
-    return model.eval().to(options.device)
-
-
-def _context_length(folder: Path, tokenizer: Any) -> int:
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    lengths = (getattr(config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length)
-    # Tokenizers without a limit report one of about 1e30.
-    known = [int(length) for length in lengths if length and length < 1e9]
-    return min(known, default=2**31)
-
-
-def _encode(codec: ChatCodec, conversation: Conversation, response: str) -> TokenIds:
-    return codec.encode_chat(conversation) + codec.encode_response(response)
-
-
-def _micro_batches(indices: Iterable[int], sequences: Sequence[TokenIds], *, max_tokens: int) -> Iterable[list[int]]:
-    """Longest first, so that sequences of like length share a batch and padding is small."""
+    A batch is filled up to `max_tokens`, padding included (a longer sequence runs alone), or until its padding would be
+    more than `max_padding` tokens.
+    """
     batch: list[int] = []
-    for index in sorted(indices, key=lambda index: (-len(sequences[index]), index)):
-        if batch and (len(batch) + 1) * len(sequences[batch[0]]) > max_tokens:
-            yield batch
-            batch = []
+    padding = 0
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        longest = lengths[batch[0]] if batch else lengths[index]
+        padding += longest - lengths[index]
+        if (len(batch) + 1) * longest > max_tokens or (max_padding is not None and padding > max_padding):
+            if batch:
+                yield batch
+            batch, padding = [], 0
         batch.append(index)
     if batch:
         yield batch
 
 
-def _forward(model: Any, sequences: Sequence[TokenIds]) -> list[float]:
-    width = max(map(len, sequences))
-    filler = model.config.pad_token_id if model.config.pad_token_id is not None else 0
-    ids_BT = torch.tensor([[*ids, *[filler] * (width - len(ids))] for ids in sequences], device=model.device)
-    mask_BT = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in sequences], device=model.device)
+def _encode(ensemble: RewardEnsemble, inputs: Sequence[tuple[Conversation, str]]) -> list[EncodedInput]:
+    members = ensemble.members
+    of_codec = {id(member.codec): _sequences(member.codec, inputs) for member in members}
+    encoded = []
+    for index in range(len(inputs)):
+        ids, pooled, fits = [], [], True
+        for member in members:
+            sequence = of_codec[id(member.codec)][index]
+            ids.append(sequence)
+            pooled.append(_pooled_position(sequence, member.pad_id))
+            fits = fits and len(sequence) <= member.context_length
+        encoded.append(
+            EncodedInput(
+                ensemble=ensemble,
+                ids=tuple(ids),
+                pooled=tuple(pooled),
+                num_tokens=sum(map(len, ids)),
+                fits=fits,
+            )
+        )
+    return encoded
+
+
+def _sequences(codec: ChatCodec, inputs: Sequence[tuple[Conversation, str]]) -> list[torch.Tensor]:
+    responses = codec.encode_responses([response for _, response in inputs])
+    chats: dict[Conversation, TokenIds] = {}
+    found = []
+    for (conversation, _), response in zip(inputs, responses, strict=True):
+        chat = chats.get(conversation)
+        if chat is None:
+            chat = chats[conversation] = codec.encode_chat(conversation)
+        found.append(torch.tensor(chat + response))
+    return found
+
+
+def _forward(member: Member, sequences: Sequence[torch.Tensor], pooled: Sequence[int]) -> list[float]:
+    model: Any = member.model
+    filler = member.pad_id if member.pad_id is not None else 0
+    ids_BT = pad_sequence(list(sequences), batch_first=True, padding_value=filler).to(model.device)
+    lengths_B = torch.tensor([len(ids) for ids in sequences])
+    mask_BT = (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long().to(model.device)
     hidden_BTD = model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
-    last_B = torch.tensor([_pooled_position(ids, model.config.pad_token_id) for ids in sequences], device=model.device)
-    pooled_BD = hidden_BTD[torch.arange(len(sequences), device=model.device), last_B]
-    return [float(value) for value in model.score(pooled_BD)[:, 0].float().tolist()]
+    pooled_BD = hidden_BTD[torch.arange(len(sequences), device=model.device), torch.tensor(pooled, device=model.device)]
+    values: list[float] = model.score(pooled_BD)[:, 0].float().tolist()
+    return values
 
 
-def _pooled_position(ids: TokenIds, pad_id: int | None) -> int:
+def _pooled_position(ids: torch.Tensor, pad_id: int | None) -> int:
     """Last token that is not the padding token, as transformers' own classifiers pool: some models pad with their
     end-of-turn token, and were then trained on the token before it."""
-    for position in range(len(ids) - 1, -1, -1):
-        if ids[position] != pad_id:
-            return position
-    return len(ids) - 1
-
-
-def _estimate(values: Sequence[float | None]) -> RewardEstimate:
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return RewardEstimate(None, 0.0, "TOO_LONG")
-    if not all(math.isfinite(value) for value in known):
-        return RewardEstimate(None, 0.0, "NOT_FINITE")
-    return RewardEstimate(statistics.fmean(known), statistics.pstdev(known))
+    if pad_id is None or int(ids[-1]) != pad_id:
+        return len(ids) - 1
+    other = torch.nonzero(ids != pad_id)
+    return int(other[-1]) if len(other) else len(ids) - 1

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+from collections import Counter as Count
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
+from rlaif.reward.scoring import Reward
 from rlaif.runtime.telemetry import REGISTRY
 
 _SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_INPUT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_TOKEN_BUCKETS = (16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
 
 
 @dataclass(frozen=True)
 class RewardMetrics:
-    """Rewards by what became of them, and how long a batch of them takes."""
+    """Rewards by what became of them, and how the engine's batches go."""
 
     rewards: Counter
     batch_seconds: Histogram
+    batch_inputs: Histogram
+    batch_tokens: Histogram
+    queue_seconds: Histogram
+    queue_tokens: Gauge
     loads: Counter
+
+    def count(self, rewards: Iterable[Reward]) -> None:
+        """Counts each component's value, and the failure of the first that failed."""
+        outcomes: Count[tuple[str, str]] = Count()
+        for reward in rewards:
+            for term in reward.terms:
+                outcomes[term.name, "scored"] += 1
+            if reward.failure_reason:
+                outcomes[reward.failed_component, reward.failure_reason.lower()] += 1
+        for (component, outcome), number in outcomes.items():
+            self.rewards.labels(component=component, outcome=outcome).inc(number)
 
 
 @cache
@@ -33,10 +53,27 @@ def reward_metrics() -> RewardMetrics:
         ),
         batch_seconds=Histogram(
             "rlaif_reward_batch_seconds",
-            "Time of one batch of rewards.",
-            ["component"],
+            "Time of one engine batch of trained reward models.",
             buckets=_SECONDS_BUCKETS,
             registry=REGISTRY,
+        ),
+        batch_inputs=Histogram(
+            "rlaif_reward_batch_inputs", "Inputs in one engine batch.", buckets=_INPUT_BUCKETS, registry=REGISTRY
+        ),
+        batch_tokens=Histogram(
+            "rlaif_reward_batch_tokens",
+            "Tokens in one engine batch, counted for every member, without padding.",
+            buckets=_TOKEN_BUCKETS,
+            registry=REGISTRY,
+        ),
+        queue_seconds=Histogram(
+            "rlaif_reward_queue_seconds",
+            "How long a request, or a turn of a long one, waited for its engine batch.",
+            buckets=_SECONDS_BUCKETS,
+            registry=REGISTRY,
+        ),
+        queue_tokens=Gauge(
+            "rlaif_reward_queue_tokens", "Tokens that wait for an engine batch, for every member.", registry=REGISTRY
         ),
         loads=Counter("rlaif_reward_model_loads_total", "Reward models loaded.", registry=REGISTRY),
     )

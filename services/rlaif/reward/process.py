@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack
 
 import grpc
 
 from rlaif.client.channel import open_aio_channel
-from rlaif.engine.protocol import ModelIdentity
 from rlaif.reward.direct import DirectJudge
 from rlaif.reward.metrics import reward_metrics
 from rlaif.reward.registry import RewardRegistry
@@ -54,10 +52,9 @@ class _Process:
             channel = open_aio_channel(settings.judge)
             self._resources.push_async_callback(channel.close, None)
             judge = DirectJudge(channel)
-        registry = RewardRegistry(settings.engine, judge=judge, max_members=settings.limits.max_members)
-        self._resources.push_async_callback(asyncio.to_thread, registry.close)
-        for name, uris in settings.reward_models.items():
-            await registry.load(f"rewardModels/{name}", [ModelIdentity(uri, digest="") for uri in uris])
+        registry = RewardRegistry(settings, judge=judge, metrics=reward_metrics())
+        self._resources.push_async_callback(registry.close)
+        await registry.start()
         self._servicer.registry = registry
 
     async def stop(self) -> None:

@@ -1,14 +1,18 @@
-"""Where a reward comes from: the judge's score directly, or an ensemble of trained reward models."""
+"""What a reward is made of, and where its components' values come from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from rlaif.core.conversation import Conversation
+from rlaif.core.reward_aggregation import Aggregation
+from rlaif.core.reward_normalisation import Normalisation
 from rlaif.engine.protocol import ModelIdentity
 from rlaif.v1 import provenance_pb2
+
+ComponentKind = Literal["reward_model", "judge", "length_penalty", "repetition_penalty"]
 
 
 class ScoredInput(NamedTuple):
@@ -19,22 +23,64 @@ class ScoredInput(NamedTuple):
     category: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class RawValue:
+    """What a source says of one input: a finite number and its members' spread, or why there is none."""
+
+    value: float | None
+    spread: float = 0.0
+    failure_reason: str = ""
+    source_sha256: str = ""
+    """What the value comes from; empty when it cannot be identified, or is a penalty."""
+    provenance: provenance_pb2.Provenance | None = None
+    """Of values that another service made."""
+
+
+class Source(Protocol):
+    """Where a component's raw values come from."""
+
+    async def score(self, inputs: Sequence[ScoredInput], *, constitution: str) -> Sequence[RawValue]:
+        """One value an input, in order."""
+
+
 @dataclass(frozen=True)
 class Component:
-    """One term of a reward: unweighted value, weight, standard deviation over ensemble members."""
+    """A named term of a reward model, as it is in force."""
+
+    name: str
+    kind: ComponentKind
+    weight: float
+    source: Source
+    normalisation: Normalisation | None = None
+    members: tuple[ModelIdentity, ...] = ()
+    """Of a trained ensemble."""
+    aggregation: Aggregation | None = None
+    """Of a trained ensemble."""
+    source_sha256: str = ""
+    """As in its values, where it is known before there are any."""
+    parameters_sha256: str = ""
+    """Digest of its settings, for a penalty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One term of a reward: unweighted value, weight, spread over members in units of the value, value as it was."""
 
     name: str
     value: float
-    weight: float = 1.0
-    spread: float = 0.0
+    weight: float
+    spread: float
+    raw_value: float
+    source_sha256: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reward:
-    """Sum of weight * value over the components; no number at all when `failure_reason` is set."""
+    """Sum of weight * value over the terms; no number at all when `failure_reason` is set."""
 
-    components: tuple[Component, ...]
+    terms: tuple[Term, ...]
     failure_reason: str = ""
+    failed_component: str = ""
     provenance: provenance_pb2.Provenance = field(default_factory=provenance_pb2.Provenance)
 
     @property
@@ -42,19 +88,6 @@ class Reward:
         """The reward; None when a component failed."""
         if self.failure_reason:
             return None
-        return sum(component.weight * component.value for component in self.components)
-
-
-class RewardSource(Protocol):
-    """One reward model as it is served."""
-
-    @property
-    def component(self) -> str:
-        """Name of its term."""
-
-    @property
-    def members(self) -> Sequence[ModelIdentity]:
-        """Weights behind it; empty when another service holds them."""
-
-    async def score(self, inputs: Sequence[ScoredInput], *, constitution: str) -> list[Reward]:
-        """One reward an input, in order."""
+        if len(self.terms) == 1:
+            return self.terms[0].weight * self.terms[0].value
+        return sum(term.weight * term.value for term in self.terms)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from rlaif.core.errors import InvalidInputError
 from rlaif.engine.protocol import ModelIdentity
 from rlaif.reward.metrics import RewardMetrics
-from rlaif.reward.registry import Entry, RewardRegistry
-from rlaif.reward.scoring import Component, Reward, ScoredInput
+from rlaif.reward.registry import RewardRegistry
+from rlaif.reward.scoring import ScoredInput
+from rlaif.reward.wire import model_message, reward_message
 from rlaif.runtime.messages import TextLimits, check_size, read_conversation
-from rlaif.v1 import provenance_pb2, reward_service_pb2, reward_service_pb2_grpc
+from rlaif.v1 import reward_service_pb2, reward_service_pb2_grpc
 
 
 class RewardServicer(reward_service_pb2_grpc.RewardServiceServicer):
@@ -29,28 +29,24 @@ class RewardServicer(reward_service_pb2_grpc.RewardServiceServicer):
         self, request: reward_service_pb2.ScoreResponsesRequest, context: Any
     ) -> reward_service_pb2.ScoreResponsesResponse:
         inputs = self._inputs(request.inputs)
-        source = self.registry.get(request.reward_model, field="reward_model").source
-        start = time.perf_counter()
-        rewards = await source.score(inputs, constitution=request.constitution)
-        self._metrics.batch_seconds.labels(component=source.component).observe(time.perf_counter() - start)
-        for reward in rewards:
-            outcome = reward.failure_reason.lower() or "scored"
-            self._metrics.rewards.labels(component=source.component, outcome=outcome).inc()
-        return reward_service_pb2.ScoreResponsesResponse(rewards=map(_reward_message, rewards))
+        recipe = self.registry.get(request.reward_model, field="reward_model").recipe
+        rewards = await recipe.score(inputs, constitution=request.constitution)
+        self._metrics.count(rewards)
+        return reward_service_pb2.ScoreResponsesResponse(rewards=map(reward_message, rewards))
 
     async def GetRewardModel(  # noqa: N802
         self, request: reward_service_pb2.GetRewardModelRequest, context: Any
     ) -> reward_service_pb2.GetRewardModelResponse:
         entry = self.registry.get(request.name, field="name")
-        return reward_service_pb2.GetRewardModelResponse(reward_model=_model_message(entry))
+        return reward_service_pb2.GetRewardModelResponse(reward_model=model_message(entry))
 
     async def LoadRewardModel(  # noqa: N802
         self, request: reward_service_pb2.LoadRewardModelRequest, context: Any
     ) -> reward_service_pb2.LoadRewardModelResponse:
         members = [ModelIdentity(member.uri, member.digest, member.version) for member in request.members]
-        entry = await self.registry.load(request.name, members)
+        entry = await self.registry.load(request.name, members, component=request.component)
         self._metrics.loads.inc()
-        return reward_service_pb2.LoadRewardModelResponse(reward_model=_model_message(entry))
+        return reward_service_pb2.LoadRewardModelResponse(reward_model=model_message(entry))
 
     def _inputs(self, inputs: Sequence[reward_service_pb2.ScoredInput]) -> list[ScoredInput]:
         if not 1 <= len(inputs) <= self._max_inputs:
@@ -63,30 +59,3 @@ class RewardServicer(reward_service_pb2_grpc.RewardServiceServicer):
         conversation = read_conversation(item.messages, field=f"{field}.messages", limits=self._text_limits)
         check_size(item.response, field=f"{field}.response", limits=self._text_limits)
         return ScoredInput(conversation, item.response, item.category)
-
-
-def _reward_message(reward: Reward) -> reward_service_pb2.Reward:
-    return reward_service_pb2.Reward(
-        value=reward.value,
-        components=map(_component_message, reward.components),
-        failure_reason=reward.failure_reason,
-        provenance=reward.provenance,
-    )
-
-
-def _component_message(component: Component) -> reward_service_pb2.RewardComponent:
-    return reward_service_pb2.RewardComponent(
-        component=component.name, value=component.value, weight=component.weight, spread=component.spread
-    )
-
-
-def _model_message(entry: Entry) -> reward_service_pb2.RewardModel:
-    return reward_service_pb2.RewardModel(
-        name=entry.name,
-        members=[
-            provenance_pb2.ModelRef(uri=member.uri, digest=member.digest, version=member.version)
-            for member in entry.source.members
-        ],
-        components=[_component_message(Component(entry.source.component, 0.0))],
-        load_time=entry.load_time,
-    )
