@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from rlaif.runtime.settings import ClientSettings, SettingsModel
+from rlaif.runtime.store import ArtifactRoot, StorageOptions
 
 Verb = Literal["reward", "dpo", "rl"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -77,8 +78,10 @@ class TrainingSettings(SettingsModel):
 class PublishSettings(SettingsModel):
     """Where samplers look for a policy's weights."""
 
-    artifact_root: Path
-    """Root of the policy store on shared storage."""
+    artifact_root: ArtifactRoot
+    """Root of the policy store on shared storage: a folder, or a URI such as "s3://bucket/runs"."""
+    storage_options: StorageOptions = Field(default_factory=dict)
+    """What the file system behind a URI is told beyond the environment, such as its endpoint_url; never a secret."""
     policy: PolicyName
     """Name of the policy, "policies/{run}"."""
     base_version: int = Field(default=0, ge=0)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlaif.core.errors import InvalidInputError
 from rlaif.runtime.artifacts import folder_digest
+from rlaif.runtime.store import is_remote, local_folder
 from rlaif_pipelines.training.losses import token_logprobs
 
 Precision = Literal["float32", "bfloat16_autocast", "bfloat16"]
@@ -32,6 +33,8 @@ class Base:
     """A causal language model's folder, its tokenizer and what identifies it."""
 
     folder: Path
+    uri: str
+    """What names it: the folder, or the URI that it was fetched from."""
     digest: str
     tokenizer: Any
     context_length: int
@@ -46,10 +49,10 @@ class Base:
 
 
 def open_base(uri: str) -> Base:
-    """The model folder of that path; InvalidInputError says what it lacks."""
+    """The model of that folder or URI; InvalidInputError says what it lacks."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    folder = Path(uri.removeprefix("file://")).expanduser()
+    folder = local_folder(uri)
     if not (folder / "config.json").is_file():
         raise InvalidInputError(f"{folder} holds no config.json: it is not a model folder", field="policy")
     digest = folder_digest(folder)
@@ -67,7 +70,13 @@ def open_base(uri: str) -> Base:
     lengths = [getattr(text_config, "max_position_embeddings", None), tokenizer.model_max_length]
     # Tokenizers without a limit say 1e30.
     context_length = int(min([length for length in lengths if length and length < 1e9], default=_UNLIMITED))
-    return Base(folder=folder, digest=digest, tokenizer=tokenizer, context_length=context_length)
+    return Base(
+        folder=folder,
+        uri=uri if is_remote(uri) else str(folder),
+        digest=digest,
+        tokenizer=tokenizer,
+        context_length=context_length,
+    )
 
 
 def load_policy(base: Base, *, precision: Precision, attention: str) -> Any:
@@ -157,7 +166,7 @@ def save_model(model: Any, folder: Path, *, base: Base, card: str, state: Mappin
 def model_card(*, title: str, base: Base, facts: Mapping[str, Any]) -> str:
     """A model card that says what the weights came from."""
     rows = "".join(f"| {key} | {_cell(value)} |\n" for key, value in {"base digest": base.digest, **facts}.items())
-    front = f"---\nlibrary_name: transformers\nbase_model: {json.dumps(str(base.folder))}\ntags: [rlaif]\n---\n"
+    front = f"---\nlibrary_name: transformers\nbase_model: {json.dumps(base.uri)}\ntags: [rlaif]\n---\n"
     return f"{front}\n# {title}\n\nTrained from AI feedback with kube-rlaif.\n\n| | |\n|---|---|\n{rows}"
 
 

@@ -1,12 +1,15 @@
-"""Versions of a policy for samplers: written whole, then waited for until the sampler serves them."""
+"""Versions of a policy for samplers: full weights or an adapter, written whole, then waited for until served."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Collection
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
-from rlaif.runtime.artifacts import PublishedVersion, publish_version, version_folder
+from rlaif.core.errors import InvalidInputError
+from rlaif.runtime.artifacts import PublishedVersion
+from rlaif.runtime.store import ArtifactStore, open_store
 from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.config import FailureSettings, PublishSettings
 from rlaif_pipelines.training.engine import TrainingEngine
@@ -15,22 +18,55 @@ from rlaif_pipelines.training.model import Base, model_card, save_model
 from rlaif_pipelines.training.rollouts import Sampler, patiently
 
 _KEPT = 2
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def publish(
-    engine: TrainingEngine, *, version: int, settings: PublishSettings, base: Base, facts: dict[str, Any]
+    engine: TrainingEngine,
+    *,
+    version: int,
+    settings: PublishSettings,
+    base: Base,
+    facts: dict[str, Any],
+    failures: FailureSettings | None = None,
 ) -> PublishedVersion | None:
-    """Makes the engine's weights the policy's desired version. Every process calls it; process 0 gets the answer."""
+    """Makes the engine's weights the policy's desired version. Every process calls it; process 0 gets the answer.
+
+    With `failures`, a store that is away is waited for.
+    """
     card = model_card(title=settings.policy, base=base, facts={"version": version, **facts})
+    store = store_of(settings)
     with engine.whole_weights() as state:
         if processes.rank() != 0:
             return None
-        return publish_version(
-            settings.artifact_root,
-            settings.policy,
-            version=version,
-            write=lambda folder: save_model(engine.module.model, folder, base=base, card=card, state=state),
-        )
+
+        def attempt() -> PublishedVersion:
+            return store.publish_version(
+                settings.policy,
+                version=version,
+                write=lambda folder: save_model(engine.module.model, folder, base=base, card=card, state=state),
+            )
+
+        return attempt() if failures is None else patiently(attempt, failures=failures, who=f"the store {store.root}")
+
+
+def publish_adapter(
+    *, version: int, settings: PublishSettings, base: Base, write: Callable[[Path], None]
+) -> PublishedVersion:
+    """Makes a LoRA adapter of `base` the policy's desired version: a few megabytes in place of all weights.
+
+    `write` fills a folder as PEFT's `save_pretrained` does; what it must be put on is added as base.json. Only
+    process 0 calls it.
+    """
+
+    def write_with_base(folder: Path) -> None:
+        write(folder)
+        missing = [name for name in _ADAPTER_FILES if not (folder / name).is_file()]
+        if missing:
+            raise InvalidInputError(f"the adapter to publish lacks {' and '.join(missing)}", field="adapter")
+        (folder / "base.json").write_text(json.dumps({"digest": base.digest}) + "\n", encoding="utf-8")
+
+    return store_of(settings).publish_version(settings.policy, version=version, write=write_with_base)
 
 
 def wait_until_served(published: PublishedVersion, *, sampler: Sampler, failures: FailureSettings, target: str) -> None:
@@ -47,10 +83,18 @@ def wait_until_served(published: PublishedVersion, *, sampler: Sampler, failures
         )
 
 
-def drop_old_versions(settings: PublishSettings, *, kept: Collection[int]) -> None:
+def drop_old_versions(settings: PublishSettings, *, kept: Collection[int], failures: FailureSettings) -> None:
     """Removes the policy's versions except the newest two and those to be kept."""
-    folder = version_folder(settings.artifact_root, settings.policy, version=0).parent
-    versions = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-    for version in versions[:-_KEPT]:
-        if version not in kept:
-            shutil.rmtree(version_folder(settings.artifact_root, settings.policy, version=version))
+    store = store_of(settings)
+
+    def attempt() -> None:
+        newest = store.list_versions(settings.policy)[-_KEPT:]
+        if newest:
+            store.remove_versions_before(settings.policy, newest[0], kept=kept)
+
+    patiently(attempt, failures=failures, who=f"the store {store.root}")
+
+
+def store_of(settings: PublishSettings) -> ArtifactStore:
+    """The store that the settings name."""
+    return open_store(settings.artifact_root, storage_options=settings.storage_options)

@@ -55,7 +55,7 @@ def write_record(
     record = {
         "verb": verb,
         "settings": settings.model_dump(mode="json"),
-        "base": {"uri": str(base.folder), "digest": base.digest},
+        "base": {"uri": base.uri, "digest": base.digest},
         "models": [{"uri": str(folder), "digest": folder_digest(folder)} for folder in models],
         "inputs": {name: {"path": str(inputs[name]), "sha256": sha256} for name, sha256 in _digests(inputs).items()},
         "results": results,

@@ -185,7 +185,12 @@ class _Loop:
         settings = self._settings
         facts = {"optimiser steps": self._step * settings.updates_per_batch, "reward": settings.reward.name}
         self._published = publish(
-            self._engine, version=self._version, settings=settings.publish, base=self._base, facts=facts
+            self._engine,
+            version=self._version,
+            settings=settings.publish,
+            base=self._base,
+            facts=facts,
+            failures=settings.failures,
         )
         if self._published is not None:
             wait_until_served(
@@ -193,7 +198,11 @@ class _Loop:
             )
             checkpointed = (step * settings.updates_per_batch for step in checkpointed_steps(self._checkpoints))
             base_version = settings.publish.base_version
-            drop_old_versions(settings.publish, kept={base_version, *(base_version + steps for steps in checkpointed)})
+            drop_old_versions(
+                settings.publish,
+                kept={base_version, *(base_version + steps for steps in checkpointed)},
+                failures=settings.failures,
+            )
 
     def _checkpoint(self, pending: Rollouts | None) -> None:
         settings = self._settings
