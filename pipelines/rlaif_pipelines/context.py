@@ -85,9 +85,9 @@ class RunContext:
         )
 
     @property
-    def artifact_root(self) -> Path:
-        """Where versions of the policy are published."""
-        return self.root / "artifacts"
+    def artifact_root(self) -> str:
+        """Folder or URI where versions of the policy are published."""
+        return self.settings.artifact_root or str(self.root / "artifacts")
 
     @property
     def policy(self) -> str:

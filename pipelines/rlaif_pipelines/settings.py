@@ -17,6 +17,7 @@ from rlaif.core.errors import SettingsError
 from rlaif.core.quality import GateLimits
 from rlaif.playground.paths import JUDGE_DIR, POLICY_DIR
 from rlaif.runtime.settings import SettingsModel
+from rlaif.runtime.store import ArtifactRoot
 from rlaif_pipelines.training.config import EngineSettings
 
 PLAYGROUND: Final = "playground"
@@ -182,6 +183,8 @@ class RunSettings(SettingsModel):
     """Where GRPO's reward comes from: the judge's expected score, or the reward model trained on its labels."""
     rounds: Annotated[int, Field(ge=1, le=16)] = 1
     """Sample, judge, gate and train this many times; each round samples from the policy of the one before."""
+    artifact_root: ArtifactRoot | None = None
+    """Folder or URI under which the run's models are published; None keeps them in the run folder."""
     held_out_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Share of the user's own prompts kept for evaluation, chosen by digest; rows with a split of their own keep it."""
     sampling: SamplingSettings = SamplingSettings()
@@ -270,7 +273,8 @@ class RunSettings(SettingsModel):
     @property
     def policy_name(self) -> str:
         """Resource name of the policy this run trains; runs that would train differently have different names."""
-        shaping = self.model_dump(mode="json", exclude={"out", "evaluator", "evaluation", "gate", "rounds"})
+        elsewhere = {"out", "artifact_root", "evaluator", "evaluation", "gate", "rounds"}
+        shaping = self.model_dump(mode="json", exclude=elsewhere)
         files = [path for path in (self.prompts, Path(self.constitution)) if path is not None and path.is_file()]
         return f"policies/run-{digest([shaping, [sha256_hex(path.read_bytes()) for path in files]])[:12]}"
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from rlaif.core.errors import InvalidInputError
 from rlaif.runtime.artifacts import folder_digest
+from rlaif.runtime.store import fetch_model, is_remote, local_folder
 from rlaif_pipelines.context import RUN_FILE, RunContext, StageOutput, StageResult, now, read_json, write_json
 from rlaif_pipelines.settings import RunSettings, ServiceAddresses, make_settings
 from rlaif_pipelines.stages.constitution import load_constitution
@@ -46,10 +47,10 @@ def prepare(context: RunContext) -> StageResult:
     constitution = load_constitution(settings.constitution)
     judge_digest = _digest(settings.judge_uri)
     evaluator_digest = _evaluator_digest(settings, judge_digest=judge_digest)
-    policy_folder = _policy_folder(settings.policy_uri)
+    policy_uri, policy_folder = _policy(settings.policy_uri)
     values = {
         "policy": context.policy,
-        "policy_uri": str(policy_folder),
+        "policy_uri": policy_uri,
         "policy_digest": folder_digest(policy_folder),
         "judge_uri": settings.judge_uri,
         "judge_digest": judge_digest,
@@ -86,8 +87,16 @@ def _evaluator_digest(settings: RunSettings, *, judge_digest: str) -> str:
     return found
 
 
+def _policy(uri: str) -> tuple[str, Path]:
+    """What stages call the base policy, and its folder, because training starts from files."""
+    if is_remote(uri):
+        return uri, fetch_model(uri)  # each machine fetches its own
+    folder = _policy_folder(uri)
+    return str(folder), folder
+
+
 def _policy_folder(uri: str) -> Path:
-    """The base policy as a folder, because training starts from files; those of a hub id are fetched once."""
+    """The folder of a path or hub id; the files of a hub id are fetched once."""
     if Path(uri).is_dir():
         return Path(uri).absolute()
     from huggingface_hub import snapshot_download
@@ -105,7 +114,7 @@ def _policy_folder(uri: str) -> Path:
 
 def _digest(uri: str) -> str:
     """Digest of a model folder; empty for a hub id or address, whose weights the service that loads them identifies."""
-    path = Path(uri)
+    path = local_folder(uri)
     return folder_digest(path) if path.is_dir() else ""
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from rlaif.runtime.store import open_store
 from rlaif_pipelines.context import RunContext, StageOutput, StageResult, stage_name
 from rlaif_pipelines.stages.judge import LABELS_FILE
 from rlaif_pipelines.stages.policy import starting_policy
@@ -43,6 +47,19 @@ def reward_model(context: RunContext, *, round_number: int = 1) -> StageResult:
             "metrics_path": context.metrics_path(round_number=round_number),
         }
         values = train_model(context, stage, verb="reward", config=config)
+        if context.settings.artifact_root is not None:
+            values["members"] = _published(context, stage, values["members"])
         return StageOutput(values={**values, "uri": values["members"][0]["uri"]})
 
     return context.run_stage(stage, body, inputs=inputs, resumable=True)
+
+
+def _published(context: RunContext, stage: str, members: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The members where other machines find them."""
+    store = open_store(context.artifact_root)
+    published = []
+    for number, member in enumerate(members):
+        write = functools.partial(shutil.copytree, member["uri"], dirs_exist_ok=True)
+        uri, digest = store.publish_model(context.policy, f"{stage}/{number}", write=write)
+        published.append({"uri": uri, "digest": digest})
+    return published

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from rlaif.runtime.artifacts import PublishedVersion, read_desired
+from rlaif.runtime.artifacts import PublishedVersion
+from rlaif.runtime.store import open_store
 from rlaif_pipelines.context import RunContext, StageOutput, StageResult, stage_name
 from rlaif_pipelines.stages.constitution import load_constitution
 from rlaif_pipelines.stages.judge import LABELS_FILE
@@ -129,6 +130,6 @@ def _serve_reward_model(context: RunContext, round_number: int) -> None:
 
 
 def _published(context: RunContext) -> PublishedVersion:
-    published = read_desired(context.artifact_root, context.policy)
+    published = open_store(context.artifact_root).read_desired(context.policy)
     assert published is not None, "training publishes what it leaves"
     return published

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Final
 
 from rlaif.cli.exits import DiskFullError, disk_full_error
 from rlaif.core.constitution import Constitution, parse_constitution
-from rlaif.core.errors import InvalidInputError
+from rlaif.core.errors import InvalidInputError, NotFoundError
+from rlaif.runtime.store import is_remote, list_model_files
 
 PLAYGROUND: Final = "playground"
 """The built-in models, prompts and constitution."""
@@ -24,7 +25,7 @@ _NEEDED_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Model:
-    """A model the user named: a local folder or a hub id."""
+    """A model the user named: a folder, a URI of object storage or a hub id; `local` if it needs no hub."""
 
     uri: str
     local: bool
@@ -39,9 +40,11 @@ class ConstitutionChoice:
 
 
 def find_model(value: str, *, option: str, playground: Path) -> Model:
-    """The model behind an option: the shipped one, a complete folder, or a hub id."""
+    """The model behind an option: the shipped one, a complete folder, one of object storage, or a hub id."""
     if value == PLAYGROUND:
         return _check_model_folder(playground, option=option)
+    if is_remote(value):
+        return _check_remote_model(value, option=option)
     folder = Path(value).expanduser()
     if folder.exists():
         return _check_model_folder(folder, option=option)
@@ -81,19 +84,32 @@ def check_space(folder: Path, *, needed_bytes: int = _NEEDED_BYTES) -> None:
 def _check_model_folder(folder: Path, *, option: str) -> Model:
     if not folder.is_dir():
         raise InvalidInputError(f"{option} {folder}: is a file, not a model folder", field=option)
+    _check_model_files([path.name for path in folder.iterdir() if path.is_file()], place=str(folder), option=option)
+    return Model(uri=str(folder.resolve()), local=True)
+
+
+def _check_remote_model(uri: str, *, option: str) -> Model:
+    try:
+        names = list_model_files(uri)
+    except (InvalidInputError, NotFoundError) as error:
+        raise InvalidInputError(f"{option} {error.message}", field=option) from error
+    _check_model_files(names, place=uri, option=option)
+    return Model(uri=uri.rstrip("/"), local=True)
+
+
+def _check_model_files(names: Sequence[str], *, place: str, option: str) -> None:
     problems = []
-    if not (folder / "config.json").is_file():
+    if "config.json" not in names:
         problems.append("no config.json")
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not any(name in names for name in _TOKENIZER_FILES):
         problems.append("no tokenizer (tokenizer.json)")
-    if not any(folder.glob("*.safetensors")):
+    if not any(name.endswith(".safetensors") for name in names):
         problems.append("no weights (*.safetensors)")
     if problems:
         raise InvalidInputError(
-            f"{option} {folder}: has {' and '.join(problems)}; save model and tokenizer there with save_pretrained",
+            f"{option} {place}: has {' and '.join(problems)}; save model and tokenizer there with save_pretrained",
             field=option,
         )
-    return Model(uri=str(folder.resolve()), local=True)
 
 
 def read_text_file(path: Path, option: str) -> str:

@@ -14,6 +14,7 @@ import yaml
 from rlaif.cli.inputs import check_space, find_model
 from rlaif.core.errors import SettingsError
 from rlaif.playground.paths import JUDGE_DIR, POLICY_DIR
+from rlaif.runtime.store import is_remote
 from rlaif_pipelines.settings import NO_EVALUATOR, RunSettings, make_settings
 from rlaif_pipelines.stages.constitution import load_constitution
 from rlaif_pipelines.stages.prompts_file import read_prompts
@@ -40,6 +41,9 @@ def check_inputs(values: Mapping[str, Any], *, changes: Sequence[str]) -> Checke
         name = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{settings.seed}"
         settings = settings.model_copy(update={"out": Path("runs") / name})
     settings = settings.model_copy(update={"constitution": _resolved_constitution(settings.constitution)})
+    if settings.artifact_root is not None and not is_remote(settings.artifact_root):
+        folder = Path(settings.artifact_root.removeprefix("file://")).expanduser().absolute()
+        settings = settings.model_copy(update={"artifact_root": str(folder)})
     load_constitution(settings.constitution)
     remarks = []
     if settings.prompts is not None:

@@ -22,7 +22,7 @@ EPILOG = """
     Your own prompts, principles and models.
 """
 _WHAT, _HOW, _SIZES, _COMMAND = "What to train on", "How to train", "Sizes", "This command"
-_MODEL = "a folder, a Hugging Face id, or 'playground'"
+_MODEL = "a folder, a URI, a Hugging Face id, or 'playground'"
 
 
 def run(
@@ -101,6 +101,14 @@ def run(
             rich_help_panel=_COMMAND,
         ),
     ] = None,
+    artifact_root: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI",
+            help="Where the run's models are published: a folder or s3://bucket/path. Default: in --out.",
+            rich_help_panel=_COMMAND,
+        ),
+    ] = None,
     restart: Annotated[
         bool,
         typer.Option("--restart", help="Throw away the run that --out holds and begin anew.", rich_help_panel=_COMMAND),
@@ -138,6 +146,7 @@ def run(
         "rounds": rounds,
         "seed": seed,
         "out": out,
+        "artifact_root": artifact_root,
     }
     sizes = {
         "sampling.num_prompts": num_prompts,

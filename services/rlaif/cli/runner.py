@@ -26,6 +26,7 @@ from rlaif.cli.memory import PeakMemory
 from rlaif.cli.plan import CheckedRun, check_inputs
 from rlaif.cli.processes import ProcessFamily, child_environment, num_cores
 from rlaif.cli.progress import RunProgress, planned_stages
+from rlaif.cli.published import check_unpublished, remove_published
 from rlaif.cli.services import StackSettings, check_engine, start_stack
 from rlaif.engine.settings import EngineKind
 from rlaif.runtime.artifacts import atomic_write_text
@@ -55,7 +56,10 @@ def run_loop(values: Mapping[str, Any], *, changes: Sequence[str], options: RunO
         with locked(checked.root):
             continued = check_folder(checked.root, settings=plain_settings, restart=options.restart)
             if options.restart:
+                remove_published(checked.root)
                 clear(checked.root)
+            if not continued:
+                check_unpublished(checked.settings)
             return _run_locked(checked, options=options, continued=continued)
 
 
@@ -131,6 +135,7 @@ def _stack_settings(checked: CheckedRun, *, num_threads: int, engine: EngineKind
         engine=engine,
         evaluator=checked.evaluator_model,
         evaluator_template="compact" if settings.evaluator == PLAYGROUND else "standard",
+        published_to=settings.artifact_root,
     )
 
 
