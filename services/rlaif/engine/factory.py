@@ -9,11 +9,15 @@ from rlaif.engine.settings import EngineSettings
 
 
 async def open_engine(settings: EngineSettings, *, model: str, version: int = 0) -> Engine:
-    """The engine with `model` (folder or hub id) loaded; InvalidInputError when it cannot be."""
+    """The engine with `model` (folder, hub id or a server's name for it); InvalidInputError when it cannot be had."""
     if settings.kind == "vllm":
         from rlaif.engine.vllm.opening import open_vllm
 
         return await open_vllm(settings, model=model, version=version)
+    if settings.kind == "openai":
+        from rlaif.engine.openai.opening import open_openai
+
+        return await open_openai(settings, model=model, version=version)
     return await asyncio.to_thread(_open_hf, settings, model, version)
 
 

@@ -26,7 +26,7 @@ class Capabilities:
     """What an engine can do with the model it was opened with."""
 
     choice_logprobs: bool
-    """Log-probabilities of given answers, exact over the whole vocabulary."""
+    """Log-probabilities of given answers over the whole vocabulary; ChoiceLogprobs tells what is not known."""
     constraints: bool
     """Completions held to choices, a regular expression or a JSON schema."""
     loads_weights: bool
@@ -35,6 +35,8 @@ class Capabilities:
     """Swapping to a LoRA adapter of the model while it serves."""
     repeatable: bool
     """The same request alone gives the same token ids again."""
+    token_ids: bool = True
+    """Prompts are encoded to the model's own tokens, and completions come with theirs; else ids are opaque."""
 
 
 @dataclass(frozen=True)
@@ -92,18 +94,33 @@ OnGeneration = Callable[[int, int, Generation], None]
 
 @dataclass(frozen=True)
 class ChoiceRequest:
-    """Which of `choices` comes next after prefix + suffix, for every suffix of one shared prefix."""
+    """Which of `choices` comes next after prefix + suffix, for every suffix of one shared prefix.
+
+    `seed` matters only where the answer is estimated from draws.
+    """
 
     prefix_ids: TokenIds
     suffixes: tuple[TokenIds, ...]
     choices: tuple[TokenIds, ...]
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class ChoiceLogprobs:
-    """`logprobs[s][c]` is the natural log-probability of choice c after suffix s, over the whole vocabulary."""
+    """`logprobs[s][c]` is the natural log-probability of choice c after suffix s, over the whole vocabulary.
+
+    An engine that is told of the likeliest tokens only says -inf of a choice that was not among them, and `unlisted[s]`
+    bounds the probability of all such choices together; NaN is a choice that cannot be told. `unlisted` is empty where
+    everything is known. `too_long`: a server that alone can count its tokens found that the prompt does not fit.
+    """
 
     logprobs: tuple[tuple[float, ...], ...]
+    unlisted: tuple[float, ...] = ()
+    too_long: bool = False
+
+    def unlisted_after(self, suffix: int) -> float | None:
+        """The bound after that suffix; None where everything is known."""
+        return self.unlisted[suffix] if self.unlisted else None
 
 
 class Engine(Protocol):

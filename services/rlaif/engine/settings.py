@@ -6,10 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from rlaif.engine.openai.settings import OpenAiSettings
 from rlaif.engine.vllm.settings import VllmSettings
 from rlaif.runtime.settings import SettingsModel
 
-EngineKind = Literal["hf", "vllm"]
+EngineKind = Literal["hf", "vllm", "openai"]
 Dtype = Literal["auto", "float32", "bfloat16", "bfloat16_autocast"]
 Attention = Literal["auto", "sdpa", "eager"]
 
@@ -18,7 +19,7 @@ class EngineSettings(SettingsModel):
     """How a causal language model is run; the model itself is named beside it."""
 
     kind: EngineKind = "hf"
-    """What runs the model: hf is transformers, vllm is vLLM in this process."""
+    """What runs the model: hf is transformers, vllm is vLLM in this process, openai a server with that protocol."""
     device: str = "cpu"
     """Torch device of hf, for example "cpu" or "cuda:0"; vLLM's is its build's."""
     dtype: Dtype = "float32"
@@ -40,6 +41,8 @@ class EngineSettings(SettingsModel):
     """Longest prompt plus completion, tokens, where it should be shorter than the model's own."""
     vllm: VllmSettings = VllmSettings()
     """Options of vLLM alone."""
+    openai: OpenAiSettings = OpenAiSettings()
+    """The server, for kind openai; the model is then the name by which the server knows it."""
 
     @property
     def shares_batches(self) -> bool:
