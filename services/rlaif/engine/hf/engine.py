@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rlaif.core.conversation import Message
-from rlaif.core.errors import InvalidInputError, UnavailableError, UnsupportedError
+from rlaif.core.errors import CorruptionError, InvalidInputError, UnavailableError, UnsupportedError
+from rlaif.engine.hf.adapters import AdaptedModel, is_adapter, plain_state, read_adapter
 from rlaif.engine.hf.cache import takes_newcomers
 from rlaif.engine.hf.choices import ChoiceScorer, packing_error
 from rlaif.engine.hf.constraints import Guide, Guides
@@ -36,7 +37,7 @@ from rlaif.engine.protocol import (
 from rlaif.engine.settings import Attention, Dtype
 from rlaif.runtime.artifacts import folder_digest
 from rlaif.runtime.logging import EventLogger
-from rlaif.runtime.store import local_folder
+from rlaif.runtime.store import is_remote, local_folder
 
 _logger = EventLogger(__name__)
 
@@ -60,7 +61,11 @@ class HfEngine:
     """
 
     def __init__(self, worker: Worker, loaded: LoadedModel, identity: ModelIdentity, options: _Options) -> None:
-        self._worker, self._loaded, self._identity, self._options = worker, loaded, identity, options
+        self._worker, self._options = worker, options
+        self._codec, self._context_length, self._stop_ids = loaded.codec, loaded.context_length, loaded.stop_ids
+        self._identity = self._base = identity
+        self._folder, self._on_base = loaded.folder, True
+        self._adapted = AdaptedModel(loaded.model)
         self._closed = False
         runner = self._runner(loaded.model)
         vocabulary_size = loaded.model.get_input_embeddings().weight.shape[0]
@@ -115,7 +120,7 @@ class HfEngine:
     @property
     def context_length(self) -> int:
         """Longest prompt plus completion, tokens."""
-        return self._loaded.context_length
+        return self._context_length
 
     @property
     def capabilities(self) -> Capabilities:
@@ -124,7 +129,7 @@ class HfEngine:
             choice_logprobs=True,
             constraints=True,
             loads_weights=True,
-            loads_adapters=False,
+            loads_adapters=True,
             repeatable=True,
         )
 
@@ -140,15 +145,15 @@ class HfEngine:
 
     def encode_chat(self, messages: Sequence[Message]) -> TokenIds:
         """Chat-template ids of a conversation, generation prompt included; content never yields control tokens."""
-        return self._loaded.codec.encode_chat(messages)
+        return self._codec.encode_chat(messages)
 
     def encode_judge_prompt(self, context: str, question: str) -> tuple[TokenIds, TokenIds]:
         """(prefix, suffix) ids of one user turn whose context and question are tokenised apart."""
-        return self._loaded.codec.encode_judge_prompt(context, question)
+        return self._codec.encode_judge_prompt(context, question)
 
     def encode_choices(self, labels: Sequence[str]) -> tuple[TokenIds, ...]:
         """Ids of each answer label as it would follow the generation prompt."""
-        return self._loaded.codec.encode_choices(labels)
+        return self._codec.encode_choices(labels)
 
     async def generate(
         self, requests: Sequence[GenerateRequest], *, on_generation: OnGeneration | None = None
@@ -181,7 +186,10 @@ class HfEngine:
         return await self._worker.run(lambda cancelled: self._scorer.score(requests, cancelled=cancelled))
 
     async def load(self, identity: ModelIdentity) -> None:
-        """Swaps to other weights of the same architecture; calls that came before finish on the old ones."""
+        """Swaps to other weights of the same architecture, or to a LoRA adapter where the folder holds one.
+
+        Calls that came before finish on the old ones.
+        """
         self._check_open()
         scheduler, cancelled = self._scheduler, threading.Event()
         epoch = scheduler.close_epoch()
@@ -218,18 +226,39 @@ class HfEngine:
 
     def _swap(self, identity: ModelIdentity) -> None:
         folder = local_folder(identity.uri, digest=identity.digest)
-        if not copy_weights(self._loaded.model, folder):
-            model = self._load_same_architecture(folder)
-            self._loaded = replace(self._loaded, model=model)
-            runner = self._runner(model)
-            self._scheduler.replace_runner(runner)
-            self._scorer = self._make_scorer(runner, packed=self._scorer.packed)
+        if is_adapter(folder):
+            self._put_adapter(folder)
+        elif copy_weights(self._adapted.model, folder):
+            self._adapted.remove()
+            self._on_base = identity.digest == self._base.digest
+        else:
+            self._adopt(AdaptedModel(self._load_same_architecture(folder)))
+            self._on_base = identity.digest == self._base.digest
         self._identity = identity
+
+    def _put_adapter(self, folder: Path) -> None:
+        adapter = read_adapter(folder, base_digest=self._base.digest)
+        if self._on_base:
+            self._adapted.put(adapter)
+            return
+        base = local_folder(self._base.uri, digest=self._base.digest) if is_remote(self._base.uri) else self._folder
+        if folder_digest(base) != self._base.digest:
+            raise CorruptionError(f"{base} no longer holds the weights that the engine was opened with")
+        adapted = AdaptedModel(self._load_same_architecture(base))
+        adapted.put(adapter)
+        self._adopt(adapted)
+        self._on_base = True
+
+    def _adopt(self, adapted: AdaptedModel) -> None:
+        runner = self._runner(adapted.model)
+        self._scheduler.replace_runner(runner)
+        self._scorer = self._make_scorer(runner, packed=self._scorer.packed)
+        self._adapted = adapted
 
     def _load_same_architecture(self, folder: Path) -> Any:
         options = self._options
         model = load_weights(folder, device=options.device, dtype=options.dtype, attention=options.attention)
-        shapes = {name: tensor.shape for name, tensor in self._loaded.model.state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in plain_state(self._adapted.model).items()}
         if {name: tensor.shape for name, tensor in model.state_dict().items()} != shapes:
             raise InvalidInputError(f"{folder} has another architecture than the model being served", field="model")
         return model
@@ -239,12 +268,12 @@ class HfEngine:
 
     def _make_scorer(self, runner: ModelRunner, *, packed: bool) -> ChoiceScorer:
         return ChoiceScorer(
-            runner, self.context_length, self._loaded.codec.end_of_turn, self._options.max_batch_tokens, packed
+            runner, self.context_length, self._codec.end_of_turn, self._options.max_batch_tokens, packed
         )
 
     def _runner(self, model: Any, *, exact: bool = False) -> ModelRunner:
         autocast = self._options.dtype == "bfloat16_autocast" and not exact
-        return ModelRunner(model, autocast, pad_id=next(iter(sorted(self._loaded.stop_ids)), 0))
+        return ModelRunner(model, autocast, pad_id=next(iter(sorted(self._stop_ids)), 0))
 
     def _packing_works(self, model: Any) -> bool:
         """Whether this architecture honours a tree-shaped mask: some ignore it, and some scale their logits later."""

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from rlaif.core.errors import InvalidInputError, UnavailableError
 from rlaif.engine.codec import ChatCodec
+from rlaif.engine.hf.adapters import plain_state
 from rlaif.engine.settings import Attention, Dtype
 from rlaif.runtime.store import local_folder
 
@@ -159,9 +160,12 @@ def resolve_dtype(dtype: Dtype, *, device: str) -> Dtype:
 
 
 def copy_weights(model: Any, folder: Path) -> bool:
-    """Puts the folder's weights into the loaded model, all or none; False when their names or shapes differ."""
+    """Puts the folder's weights into the loaded model, all or none; False when their names or shapes differ.
+
+    An adapter on it stays as it is.
+    """
     _check_folder(folder)
-    state = model.state_dict()
+    state = plain_state(model)
     files = sorted(folder.glob(_WEIGHTS))
     try:
         shapes: dict[str, tuple[int, ...]] = {}
