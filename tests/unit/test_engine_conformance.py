@@ -265,6 +265,11 @@ async def test_other_weights_are_swapped_in_and_back(
     await asyncio.sleep(0)
     await engine.load(ModelIdentity(uri=str(other_model_folder), digest="0" * 64, version=1))
     assert engine.identity.version == 1
+    [result, *_] = await engine.choice_logprobs([request := choice_requests(engine)[1]])
+    swapped = transformers.AutoModelForCausalLM.from_pretrained(other_model_folder, dtype=torch.float32).eval()
+    for suffix, logprobs in zip(request.suffixes, result.logprobs, strict=True):
+        following = plain_logprobs(swapped, request.prefix_ids + suffix)[-1]
+        assert logprobs == pytest.approx([following[choice[0]].item() for choice in request.choices], abs=1e-4)
     other = await engine.generate(requests)
     assert [each.token_ids for result in other for each in result] != [
         each.token_ids for result in before for each in result

@@ -10,8 +10,8 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from rlaif.core.errors import InvalidInputError
 from rlaif.engine.settings import EngineSettings
+from rlaif.engine.vllm import row_sampler, worker
 from rlaif.engine.vllm.folders import DescribedModel
-from rlaif.engine.vllm.row_sampler import QUALIFIED_NAME
 
 _CPU_CACHE_BYTES = 256 * 1024 * 1024
 # The default, 128, shares few of a short prompt's tokens; the CPU's attention wants multiples of 32.
@@ -49,7 +49,8 @@ def engine_arguments(settings: EngineSettings, model: DescribedModel, *, on_cpu:
         max_num_seqs=options.max_sequences,
         max_num_batched_tokens=options.max_batch_tokens,
         scheduling_policy="priority",
-        logits_processors=[QUALIFIED_NAME],
+        logits_processors=[row_sampler.QUALIFIED_NAME],
+        worker_extension_cls=worker.QUALIFIED_NAME,
         logprobs_mode="processed_logits",
         structured_outputs_config=StructuredOutputsConfig(
             backend=options.structured_outputs_backend,

@@ -201,6 +201,9 @@ class VllmEngine:
         """Frees the model; calls in flight fail."""
         if not self._closed:
             self._closed = True
+            if self._llm.output_handler is not None:
+                # Else it logs the end of its process as a failure.
+                self._llm.output_handler.cancel()
             await asyncio.to_thread(self._llm.shutdown)
 
     def _check_open(self) -> None:
@@ -322,7 +325,7 @@ class VllmEngine:
         self._weights_folder = folder
 
     async def _read_weights(self, folder: Path) -> None:
-        await self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+        await self._llm.collective_rpc("read_folder", args=(str(folder),))
         # Keys and values of the old weights would be taken for those of the new.
         await self._llm.reset_prefix_cache(reset_running_requests=True)
 
