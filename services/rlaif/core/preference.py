@@ -14,6 +14,8 @@ from typing import Literal
 
 TIE_MARGIN = 1e-9
 """Probabilities closer than this to one half are a tie."""
+MAX_UNLISTED_SHARE = 0.01
+"""Labels that an engine did not list count as 0 where that moves no share of the labels' mass by more than this."""
 REASONED_RANGE = (0.4, 0.6)
 """After a rationale a judge is too sure of itself: its probabilities are clamped (arXiv 2212.08073 §4.1)."""
 
@@ -119,13 +121,33 @@ class PanelDecision:
     abstention_reason: AbstentionReason | None = None
 
 
-def order_vote(logprob_one: float, logprob_two: float) -> OrderVote | None:
-    """Vote of one presentation from the natural log-probabilities of "1" and "2"; None when they are not finite."""
-    if not (math.isfinite(logprob_one) and math.isfinite(logprob_two)):
+def label_masses(logprobs: Sequence[float], *, unlisted: float | None = None) -> tuple[float, ...] | None:
+    """Probability of each label from its natural log-probability; None when they cannot be told.
+
+    Every one must be finite, unless `unlisted` says how much probability all labels at -inf have together at most: they
+    were not listed, and count as 0 where no label's share of the known mass moves by more than MAX_UNLISTED_SHARE.
+    """
+    missing = [logprob for logprob in logprobs if not math.isfinite(logprob)]
+    masses = tuple(math.exp(logprob) for logprob in logprobs if not math.isnan(logprob))
+    if not missing:
+        return masses
+    if unlisted is None or any(logprob != -math.inf for logprob in missing):
         return None
+    return masses if unlisted <= MAX_UNLISTED_SHARE * math.fsum(masses) else None
+
+
+def order_vote(logprob_one: float, logprob_two: float, *, unlisted: float | None = None) -> OrderVote | None:
+    """Vote of one presentation from the natural log-probabilities of "1" and "2"; None when they cannot be told.
+
+    `unlisted` is as in `label_masses`.
+    """
+    masses = label_masses((logprob_one, logprob_two), unlisted=unlisted)
+    if masses is None:
+        return None
+    nothing = logprob_one == logprob_two == -math.inf
     return OrderVote(
-        probability_shown_first=_sigmoid(logprob_one - logprob_two),
-        verdict_mass=min(1.0, math.exp(logprob_one) + math.exp(logprob_two)),
+        probability_shown_first=0.5 if nothing else _sigmoid(logprob_one - logprob_two),
+        verdict_mass=min(1.0, math.fsum(masses)),
     )
 
 
@@ -142,7 +164,7 @@ def combine_orders(
     if first_shown_first is None or second_shown_first is None:
         return _no_vote(principle_id, weight, 0.0, missing_reason)
     mass = min(first_shown_first.verdict_mass, second_shown_first.verdict_mass)
-    if mass < min_verdict_mass:
+    if mass < min_verdict_mass or mass == 0:
         return _no_vote(principle_id, weight, mass, AbstentionReason.LOW_VERDICT_MASS)
     when_first = first_shown_first.probability_shown_first
     when_second = 1.0 - second_shown_first.probability_shown_first

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlaif.core.preference import AbstentionReason
+from rlaif.core.preference import AbstentionReason, label_masses
 
 LOWEST_SCORE, HIGHEST_SCORE = 1, 10
 
@@ -38,12 +38,20 @@ class ResponseScore:
 
 
 def principle_score(
-    principle_id: str, *, weight: float, logprobs: Sequence[float], min_verdict_mass: float
+    principle_id: str,
+    *,
+    weight: float,
+    logprobs: Sequence[float],
+    min_verdict_mass: float,
+    unlisted: float | None = None,
 ) -> PrincipleScore:
-    """Score from the natural log-probabilities of the labels "1"…"10", renormalised over them."""
-    if len(logprobs) != HIGHEST_SCORE or not all(math.isfinite(logprob) for logprob in logprobs):
+    """Score from the natural log-probabilities of the labels "1"…"10", renormalised over them.
+
+    `unlisted` is as in `label_masses`.
+    """
+    masses = label_masses(logprobs, unlisted=unlisted)
+    if len(logprobs) != HIGHEST_SCORE or masses is None:
         return _no_score(principle_id, weight, 0.0, AbstentionReason.NOT_FINITE)
-    masses = [math.exp(logprob) for logprob in logprobs]
     mass = sum(masses)
     if mass <= 0.0 or mass < min_verdict_mass:
         return _no_score(principle_id, weight, mass, AbstentionReason.LOW_VERDICT_MASS)

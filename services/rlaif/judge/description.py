@@ -45,6 +45,7 @@ class Description:
             panel=self._panel_judges(),
             calibrations=self._calibrations,
             fingerprint=await self._fingerprint(),
+            num_verdict_samples=(await self._judge.fingerprint()).num_verdict_samples,
         )
 
     async def _fingerprint(self) -> str:
@@ -63,6 +64,7 @@ class Description:
                 settings.reasoning and settings.reasoning.model_dump(),
                 settings.min_verdict_mass,
                 settings.abstain_on_injection,
+                *([deciding.num_verdict_samples] if deciding.num_verdict_samples else []),
             ]
         )
 

@@ -82,7 +82,10 @@ class RankedPair:
 
 
 class Judge:
-    """Decides candidates under a constitution. Without a recorder nothing is remembered."""
+    """Decides candidates under a constitution. Without a recorder nothing is remembered.
+
+    `num_verdict_samples` is what the core estimates each verdict from; 0 when it reads log-probabilities.
+    """
 
     def __init__(
         self,
@@ -95,6 +98,7 @@ class Judge:
         metrics: JudgeMetrics,
         calibrations: Mapping[CalibrationKey, Calibration] | None = None,
         panel: Panel | None = None,
+        num_verdict_samples: int = 0,
     ) -> None:
         self._engine = engine
         self._core = core
@@ -104,6 +108,7 @@ class Judge:
         self._metrics = metrics
         self._calibrations = dict(calibrations or {})
         self._panel = panel
+        self._num_verdict_samples = num_verdict_samples
 
     async def decide(
         self,
@@ -143,6 +148,7 @@ class Judge:
             template_sha256=self._template.sha256,
             context_length=self._engine.context_length,
             panel=await self._panel.fingerprint() if self._panel is not None else (),
+            num_verdict_samples=self._num_verdict_samples,
         )
 
     async def try_out(
@@ -156,7 +162,11 @@ class Judge:
             candidates,
             constitution=constitution,
             options=options,
-            fingerprint=JudgeFingerprint(self._engine.identity.digest, self._template.sha256),
+            fingerprint=JudgeFingerprint(
+                self._engine.identity.digest,
+                self._template.sha256,
+                num_verdict_samples=self._num_verdict_samples,
+            ),
         )
         too_long = await self._core.find_too_long(tasks)
         if too_long is not None:

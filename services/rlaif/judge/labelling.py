@@ -145,18 +145,25 @@ class LabellingCore:
         if task.candidate.form == "score":
             context = template.rating(conversation, response=task.candidate.responses[0])
             questions = [template.rating_question(principle.text) for principle in task.principles]
-            return (self._request(context, questions, self._score_choices),)
+            return (self._request(context, questions, self._score_choices, seed=task.seed),)
         first, second = task.candidate.responses
         questions = [template.comparison_question(principle.text) for principle in task.principles]
         return tuple(
-            self._request(template.comparison(conversation, first=one, second=other), questions, self._verdict_choices)
+            self._request(
+                template.comparison(conversation, first=one, second=other),
+                questions,
+                self._verdict_choices,
+                seed=task.seed,
+            )
             for one, other in ((first, second), (second, first))
         )
 
-    def _request(self, context: str, questions: Sequence[str], choices: tuple[TokenIds, ...]) -> ChoiceRequest:
+    def _request(
+        self, context: str, questions: Sequence[str], choices: tuple[TokenIds, ...], *, seed: int
+    ) -> ChoiceRequest:
         prefix, first_suffix = self._engine.encode_judge_prompt(context, questions[0])
         suffixes = [first_suffix, *(self._suffix(question) for question in questions[1:])]
-        return ChoiceRequest(prefix_ids=prefix, suffixes=tuple(suffixes), choices=choices)
+        return ChoiceRequest(prefix_ids=prefix, suffixes=tuple(suffixes), choices=choices, seed=seed)
 
     def _suffix(self, question: str) -> TokenIds:
         """Ids of a question; it is tokenised apart from the context, so they are the same after any context."""
@@ -182,38 +189,36 @@ def _num_tokens(request: ChoiceRequest) -> int:
 def _decide(task: Task, plan: _Plan, answers: Sequence[ChoiceLogprobs]) -> PairLabel | ResponseScore:
     if plan.abstention_reason is not None:
         return _abstention(task, plan.abstention_reason)
+    if any(answer.too_long for answer in answers):
+        return _abstention(task, AbstentionReason.TOO_LONG)
     if task.candidate.form == "score":
+        [answer] = answers
         return combine_scores(
             [
                 principle_score(
                     principle.principle_id,
                     weight=principle.weight,
-                    logprobs=logprobs,
+                    logprobs=answer.logprobs[index],
                     min_verdict_mass=task.options.min_verdict_mass,
+                    unlisted=answer.unlisted_after(index),
                 )
-                for principle, logprobs in zip(task.principles, answers[0].logprobs, strict=True)
+                for index, principle in enumerate(task.principles)
             ]
         )
-    shown_first, shown_second = answers
-    return combine_principles(
-        [
-            _vote(task, index, shown_first=shown_first.logprobs[index], shown_second=shown_second.logprobs[index])
-            for index in range(len(task.principles))
-        ]
-    )
+    return combine_principles([_vote(task, index, *answers) for index in range(len(task.principles))])
 
 
-def _vote(task: Task, index: int, *, shown_first: Sequence[float], shown_second: Sequence[float]) -> PrincipleVote:
+def _vote(task: Task, index: int, shown_first: ChoiceLogprobs, shown_second: ChoiceLogprobs) -> PrincipleVote:
     principle = task.principles[index]
     return combine_orders(
         principle.principle_id,
         weight=principle.weight,
-        first_shown_first=_order_vote(shown_first),
-        second_shown_first=_order_vote(shown_second),
+        first_shown_first=_order_vote(shown_first, index),
+        second_shown_first=_order_vote(shown_second, index),
         min_verdict_mass=task.options.min_verdict_mass,
     )
 
 
-def _order_vote(logprobs: Sequence[float]) -> OrderVote | None:
-    one, two = logprobs
-    return order_vote(one, two)
+def _order_vote(answer: ChoiceLogprobs, index: int) -> OrderVote | None:
+    one, two = answer.logprobs[index]
+    return order_vote(one, two, unlisted=answer.unlisted_after(index))

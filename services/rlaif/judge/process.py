@@ -11,6 +11,7 @@ import grpc
 
 from rlaif.client.ledger import AioLedgerClient
 from rlaif.core.calibration import Calibration
+from rlaif.core.errors import SettingsError
 from rlaif.core.template import find_template
 from rlaif.engine.factory import open_engine
 from rlaif.engine.protocol import ChoiceLogprobs, ChoiceRequest, Engine, GenerateRequest, Generation
@@ -23,9 +24,10 @@ from rlaif.judge.labelling import LabellingCore
 from rlaif.judge.library import ConstitutionLibrary, load_library
 from rlaif.judge.metrics import JudgeMetrics, judge_metrics
 from rlaif.judge.panel import Panel, RemoteJudge
-from rlaif.judge.reasoning import Reasoner
+from rlaif.judge.reasoning import Reasoner, RunChoices
 from rlaif.judge.recording import Recorder
 from rlaif.judge.requests import OptionDefaults, RequestLimits, RequestReader
+from rlaif.judge.sampling import VerdictSampler
 from rlaif.judge.screening import Screen
 from rlaif.judge.servicer import JudgeServicer
 from rlaif.judge.settings import JudgeSettings, WritingSettings
@@ -69,24 +71,29 @@ class _Process:
         engine = await open_engine(settings.engine, model=settings.model)
         self._resources.push_async_callback(engine.close)
         calibrations = self._load_calibrations(engine, library)
-        choices = _engine_batches(engine, settings, metrics)
-        self._resources.push_async_callback(choices.close)
         texts = _engine_texts(engine, settings, metrics)
         self._resources.push_async_callback(texts.close)
+        choices = _engine_batches(engine, settings, metrics)
+        self._resources.push_async_callback(choices.close)
+        num_verdict_samples = 0 if engine.capabilities.choice_logprobs else settings.num_verdict_samples
+        run_choices: RunChoices = choices.submit
+        if num_verdict_samples:
+            _check_sampling(engine, settings)
+            run_choices = VerdictSampler(engine, run_generate=texts.submit, num_samples=num_verdict_samples)
         plan = PlanningThread()
         self._resources.push_async_callback(asyncio.to_thread, plan.close)
         template = find_template(settings.template)
-        make_provenance = ProvenanceMaker(engine, template=template)
+        make_provenance = ProvenanceMaker(engine, template=template, num_verdict_samples=num_verdict_samples)
         panel = self._open_panel()
         judge = Judge(
             engine,
             core=LabellingCore(
                 engine,
                 template=template,
-                run_choices=choices.submit,
+                run_choices=run_choices,
                 plan=plan,
                 reasoner=Reasoner(
-                    engine, template=template, run_generate=texts.submit, run_choices=choices.submit, plan=plan
+                    engine, template=template, run_generate=texts.submit, run_choices=run_choices, plan=plan
                 ),
                 screen=Screen(max_conversations=settings.null_response_conversations),
             ),
@@ -96,6 +103,7 @@ class _Process:
             metrics=metrics,
             calibrations=calibrations,
             panel=panel,
+            num_verdict_samples=num_verdict_samples,
         )
         self._servicer.library = library
         self._servicer.judge = judge
@@ -151,6 +159,27 @@ class _Process:
         recorder = Recorder(ledger, max_delay_seconds=settings.ledger_batch_milliseconds / 1000)
         self._resources.push_async_callback(recorder.close)
         return recorder
+
+
+def _check_sampling(engine: Engine, settings: JudgeSettings) -> None:
+    """SettingsError unless verdicts may be estimated; a line in the log when they are."""
+    if settings.without_logprobs == "refuse":
+        raise SettingsError(
+            f"{engine.identity.uri} gives no log-probabilities, from which verdicts are read; take a model or server "
+            "that does, or set without_logprobs to sample for verdicts estimated from draws",
+            field="without_logprobs",
+        )
+    if settings.calibrations:
+        raise SettingsError(
+            "calibrations are fitted on log-probabilities, and these verdicts are estimated from draws: leave them out",
+            field="calibrations",
+        )
+    _log.warning(
+        "VERDICTS ARE ESTIMATES: the engine gives no log-probabilities",
+        model=engine.identity.uri,
+        num_verdict_samples=settings.num_verdict_samples,
+        constrained=engine.capabilities.constraints,
+    )
 
 
 def _reader(settings: JudgeSettings) -> RequestReader:

@@ -47,6 +47,7 @@ class _Presentation:
     prefix: TokenIds
     rationale_requests: tuple[GenerateRequest, ...]
     """One a principle."""
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Reasoner:
                     num_completions=reasoning.num_samples,
                 )
             )
-        return _Presentation(prefix, tuple(requests))
+        return _Presentation(prefix, tuple(requests), task.seed)
 
     def _reasons(
         self,
@@ -166,7 +167,7 @@ class Reasoner:
         suffixes = tuple(suffix for each in reasons for suffix in each.suffixes)
         if presentation is None or not suffixes:
             return None
-        return ChoiceRequest(presentation.prefix, suffixes, self._choices)
+        return ChoiceRequest(presentation.prefix, suffixes, self._choices, seed=presentation.seed)
 
     def _decision(
         self,
@@ -208,13 +209,19 @@ def _reasoning(task: Task) -> Reasoning:
 
 def _order_votes(reasons: Sequence[_Reasons], answer: ChoiceLogprobs | None) -> list[OrderVote | None]:
     """The vote of each principle, averaged over its rationales; None where no rationale gave one."""
-    rows = iter(answer.logprobs if answer is not None else ())
+    cast_votes = iter(_cast_votes(answer) if answer is not None else ())
     votes: list[OrderVote | None] = []
     for each in reasons:
-        cast = [order_vote(*next(rows)) for _ in each.texts]
+        cast = [next(cast_votes) for _ in each.texts]
         finite = [vote for vote in cast if vote is not None]
         votes.append(average_samples(finite) if finite else None)
     return votes
+
+
+def _cast_votes(answer: ChoiceLogprobs) -> list[OrderVote | None]:
+    return [
+        order_vote(one, two, unlisted=answer.unlisted_after(index)) for index, (one, two) in enumerate(answer.logprobs)
+    ]
 
 
 def _vote(task: Task, index: int, first: OrderVote | None, second: OrderVote | None, *, written: bool) -> PrincipleVote:

@@ -123,6 +123,10 @@ class JudgeSettings(SettingsModel):
     """What the ledger keeps of the texts when a request does not say."""
     min_verdict_mass: float = Field(default=0.1, ge=0, le=1)
     """Abstain when the verdict labels together hold less probability, unless a request sets its own."""
+    without_logprobs: Literal["refuse", "sample"] = "refuse"
+    """What to do with an engine that gives no log-probabilities: refuse to start, or estimate verdicts from draws."""
+    num_verdict_samples: int = Field(default=8, ge=2, le=128)
+    """Draws of each verdict, for every order and principle, where they are estimated."""
     abstain_on_injection: bool = False
     """Abstain on responses that address the judge, instead of flagging them only."""
     null_response_conversations: int = Field(default=8, ge=2)

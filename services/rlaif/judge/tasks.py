@@ -85,8 +85,9 @@ class Task:
 class JudgeFingerprint:
     """What of the judge itself decides a label.
 
-    `context_length`, in tokens, decides what is too long. `panel` holds the rule, then a digest for each other judge.
-    An empty digest, of the model or of such a judge, makes every label its own.
+    `context_length`, in tokens, decides what is too long. `num_verdict_samples` is 0 where verdicts are read from
+    log-probabilities, else the draws from which each is estimated. `panel` holds the rule, then a digest for each other
+    judge. An empty digest, of the model or of such a judge, makes every label its own.
     """
 
     model_digest: str
@@ -94,6 +95,7 @@ class JudgeFingerprint:
     context_length: int = 0
     calibration: str = ""
     panel: tuple[str, ...] = ()
+    num_verdict_samples: int = 0
 
     @property
     def repeatable(self) -> bool:
@@ -112,7 +114,8 @@ def make_tasks(
     chosen = constitution.select(options.principle_ids)
     sampled = 0 < options.num_sampled_principles < len(chosen)
     repeatable = fingerprint.repeatable and not options.ignore_recorded
-    seed = options.seed if sampled or options.reasoning is not None else 0
+    drawn = sampled or options.reasoning is not None or fingerprint.num_verdict_samples > 0
+    seed = options.seed if drawn else 0
     common = {
         "schema": _SCHEMA,
         "judge": fingerprint.model_digest,
@@ -127,6 +130,8 @@ def make_tasks(
         "reasoning": False if options.reasoning is None else asdict(options.reasoning),
         "nonce": "" if repeatable else uuid.uuid4().hex,
     }
+    if fingerprint.num_verdict_samples:
+        common["verdict_samples"] = fingerprint.num_verdict_samples
     tasks = []
     for index, candidate in enumerate(candidates):
         try:

@@ -28,14 +28,17 @@ _ROLES: dict[Role, conversation_pb2.Role.ValueType] = {
 class ProvenanceMaker:
     """Says how each value of one judge is made."""
 
-    def __init__(self, engine: Engine, *, template: JudgeTemplate) -> None:
+    def __init__(self, engine: Engine, *, template: JudgeTemplate, num_verdict_samples: int = 0) -> None:
         self._engine = engine
         self._template = template
+        self._num_verdict_samples = num_verdict_samples
 
     def __call__(self, task: Task) -> provenance_pb2.Provenance:
         """Provenance of a label being made now, in the call being served."""
         template_sha256 = self._template.reasoning_sha256 if task.options.reasoning else self._template.sha256
-        return self.of(task.constitution, template_sha256=template_sha256, seed=task.seed)
+        provenance = self.of(task.constitution, template_sha256=template_sha256, seed=task.seed)
+        provenance.num_verdict_samples = self._num_verdict_samples
+        return provenance
 
     def of(self, constitution: Constitution, *, template_sha256: str, seed: int) -> provenance_pb2.Provenance:
         """Provenance of a value being made now under a constitution."""
