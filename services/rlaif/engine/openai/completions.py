@@ -23,9 +23,15 @@ class CompletionsWay:
     """One server asked by token ids."""
 
     def __init__(
-        self, endpoint: Endpoint, tokenizer: Any, codec: ChatCodec, *, abilities: Abilities, context_length: int
+        self,
+        endpoint: Endpoint,
+        codec: ChatCodec,
+        *,
+        names: Mapping[str, TokenIds],
+        abilities: Abilities,
+        context_length: int,
     ) -> None:
-        self._endpoint, self._tokenizer, self._codec = endpoint, tokenizer, codec
+        self._endpoint, self._codec, self._names = endpoint, codec, names
         self._abilities, self._context_length = abilities, context_length
 
     def encode_chat(self, messages: Sequence[Message]) -> TokenIds:
@@ -90,9 +96,13 @@ class CompletionsWay:
         return ChoiceRow(found, unlisted=min(1.0 - position.mass, least * found.count(-math.inf)))
 
     def _listed(self, position: Position, label: int) -> float:
-        names = {self._codec.decode((label,)), self._tokenizer.convert_ids_to_tokens(label)}
-        found = [value for token, value in position.listed if token in names or token_id_of(token) == label]
-        return max(found, default=-math.inf)
+        """-inf for a label that is not listed, NaN where a name listed may be another token's as well."""
+        for token, logprob in position.listed:
+            by_id = token_id_of(token)
+            ids = (by_id,) if by_id is not None else self._names.get(token, ())
+            if label in ids:
+                return logprob if len(ids) == 1 else math.nan
+        return -math.inf
 
     async def _next_position(self, prompt_ids: TokenIds, fields: Mapping[str, Any]) -> Position | None:
         """What may follow the prompt; None when the model ends here and the server says nothing of it."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx2
 import openai
+from pydantic import SecretStr
 
 from rlaif.core.errors import (
     DeadlineError,
@@ -108,7 +109,7 @@ class Endpoint:
         self._settings = settings
         self.model = model
         self.slots = Slots(settings.max_concurrency)
-        self._key = _read_key(settings)
+        self._key = SecretStr(_read_key(settings))
         # Both log whole requests, prompts included, or a line a request.
         for name in ("openai", "httpx2", "httpcore2"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -169,11 +170,12 @@ class Endpoint:
             delay = _backoff(num_failures) if delay is None else delay
             if num_failures > self._settings.max_retries or time.monotonic() + delay >= deadline:
                 raise failure from None
-            await asyncio.sleep(delay)
+            await _pause(delay)
         raise AssertionError("unreachable")
 
     async def _send(self, method: str, path: str, body: Json | None, *, timeout_seconds: float) -> httpx2.Response:
-        authorization: Any = f"Bearer {self._key}" if self._key else openai.Omit()
+        key = self._key.get_secret_value()
+        authorization: Any = f"Bearer {key}" if key else openai.Omit()
         options: Any = {
             "headers": {"Authorization": authorization},
             "timeout": timeout_seconds,
@@ -248,7 +250,8 @@ class Endpoint:
         if not isinstance(told, str) or not told.strip():
             return ""
         line = told.strip().splitlines()[0][:_MAX_QUOTED_CHARACTERS]
-        if (self._key and self._key in told) or any(text in told for text in _texts_of(body)):
+        key = self._key.get_secret_value()
+        if (key and key in told) or any(text in told for text in _texts_of(body)):
             return ""
         return f": {line}"
 
@@ -307,6 +310,10 @@ def _backoff(num_failures: int) -> float:
     """Doubles with every failure; a random quarter less, so that many callers do not return at once."""
     delay = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2.0 ** (num_failures - 1))
     return delay * random.uniform(0.75, 1.0)  # noqa: S311 - no secret
+
+
+async def _pause(seconds: float) -> None:
+    await asyncio.sleep(seconds)
 
 
 def _connection_cause(cause: BaseException | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from rlaif.core.conversation import Message
@@ -198,14 +199,20 @@ async def _open_way(
         return ChatWay(endpoint, settings, abilities=abilities, context_length=context_length), abilities
     from rlaif.engine.codec import ChatCodec
     from rlaif.engine.openai.completions import CompletionsWay
-    from rlaif.engine.openai.tokenizer import load_tokenizer
+    from rlaif.engine.openai.tokenizer import load_tokenizer, token_names
 
     tokenizer = await asyncio.to_thread(load_tokenizer, settings.tokenizer)
     codec = ChatCodec(tokenizer)
     prefix, suffix = codec.encode_judge_prompt("", "Answer with one digit, 1 or 2.")
     labels = tuple(dict.fromkeys(choice[0] for choice in codec.encode_choices(("1", "2"))))
     abilities = await probe_completions(endpoint, settings, prompt_ids=prefix + suffix, label_ids=labels)
-    way = CompletionsWay(endpoint, tokenizer, codec, abilities=abilities, context_length=context_length)
+    names: dict[str, TokenIds] = {}
+    if not abilities.token_ids and abilities.top_logprobs:
+        names = await asyncio.to_thread(token_names, tokenizer)
+        if any(len(ids) > 1 and {*labels} & {*ids} for ids in names.values()):
+            _log.warning("the server tells tokens by their text, which is that of several tokens for the labels")
+            abilities = replace(abilities, top_logprobs=0)
+    way = CompletionsWay(endpoint, codec, names=names, abilities=abilities, context_length=context_length)
     return way, abilities
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import transformers
 
 from rlaif.core.errors import InvalidInputError, UnavailableError
+from rlaif.engine.protocol import TokenIds
 
 _FIELD = "engine.openai.tokenizer"
 
@@ -33,6 +34,17 @@ def load_tokenizer(uri: str) -> Any:
     if not tokenizer.chat_template:
         raise InvalidInputError(f"{uri}: the tokenizer has no chat template", field=_FIELD)
     return tokenizer
+
+
+def token_names(tokenizer: Any) -> dict[str, TokenIds]:
+    """What a server may call a token, its piece in the vocabulary or its text, and every token that it may mean."""
+    names: dict[str, TokenIds] = {}
+    ids = range(len(tokenizer))
+    texts = tokenizer.backend_tokenizer.decode_batch([[each] for each in ids], skip_special_tokens=False)
+    for each, piece, text in zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), texts, strict=True):
+        for name in {piece, text}:
+            names[name] = (*names.get(name, ()), each)
+    return names
 
 
 def _line(error: BaseException) -> str:
