@@ -254,7 +254,8 @@ class RewardRegistry:
 
 
 def _roots(settings: RewardSettings) -> Iterator[str]:
-    yield settings.artifact_root
+    if settings.artifact_root is not None:
+        yield settings.artifact_root
     yield from settings.allowed_roots
     for recipe in settings.reward_models.values():
         for component in recipe.components:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from rlaif.reward.recipes import MAX_MEMBERS, RecipeSettings
 from rlaif.runtime.settings import ClientSettings, ListenSettings, SettingsModel
+from rlaif.runtime.store import ArtifactRoot
 
 JUDGE_ID = "judge"
 """Id of the reward model that is the judge alone."""
@@ -64,8 +65,8 @@ class RewardSettings(SettingsModel):
     """What runs reward models."""
     reward_models: dict[str, RecipeSettings] = Field(default_factory=dict)
     """Reward models to load at start: name to components, or to the model folders of a single ensemble."""
-    artifact_root: str = ""
-    """Shared storage whose models LoadRewardModel may load, a folder or URI; empty for none."""
+    artifact_root: ArtifactRoot | None = None
+    """Shared storage whose models LoadRewardModel may load, a folder or URI; null for none."""
     allowed_roots: list[str] = Field(default_factory=list)
     """Other folders, URIs or hub ids from which LoadRewardModel may load; members named in reward_models always may."""
     mix_requests: bool = False
