@@ -179,7 +179,8 @@ async def from_callers(asks: Sequence[Any], one: Callable[[int, Any], Awaitable[
         nonlocal total
         for index, ask in waiting:
             start = time.perf_counter()
-            total += await one(index, ask)
+            made = await one(index, ask)
+            total += made
             seconds.append(time.perf_counter() - start)
 
     await asyncio.gather(*(caller() for _ in range(callers)))
