@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import pytest
 
@@ -16,32 +15,18 @@ from rlaif.client.channel import open_aio_channel
 from rlaif.client.sampler import SampledBatch, SamplerClient
 from rlaif.core.conversation import Conversation, Message
 from rlaif.core.errors import DeadlineError, PreconditionError
+from rlaif.engine.protocol import EngineUsage
 from rlaif.engine.settings import EngineSettings
-from rlaif.runtime.artifacts import publish_version, version_folder
+from rlaif.runtime.artifacts import version_folder
 from rlaif.runtime.server import serving
-from rlaif.runtime.settings import ClientSettings, ListenSettings
+from rlaif.runtime.settings import ClientSettings
 from rlaif.sampler.process import make_service
-from rlaif.sampler.settings import SamplerSettings
 from rlaif.v1 import conversation_pb2, sampler_service_pb2_grpc
 from rlaif.v1 import sampler_service_pb2 as pb
+from sampler_fixtures import POLICY, ask, publish, sampler_process, settings_for, until
 
-POLICY = "policies/test"
+CONTINUOUS = EngineSettings(num_threads=1, continuous_batching=True)
 PROMPTS: list[Conversation] = [(Message("user", "How do I boil an egg?"),), (Message("user", "Hi"),)]
-
-Result = TypeVar("Result")
-
-
-def settings_for(model_folder: Path, root: Path, **changes: object) -> SamplerSettings:
-    values = {
-        "model": str(model_folder),
-        "policy": POLICY,
-        "artifact_root": root,
-        # Only LoadPolicy looks, so that a test knows when.
-        "sync_poll_seconds": 3600.0,
-        "engine": EngineSettings(num_threads=1),
-        "listen": ListenSettings(metrics_address=None),
-    }
-    return SamplerSettings.model_validate(values | changes)
 
 
 @pytest.fixture
@@ -51,27 +36,10 @@ async def target(model_folder: Path, tmp_path: Path) -> AsyncIterator[ClientSett
         yield ClientSettings(target=server.address)
 
 
-async def ask(target: ClientSettings, use: Callable[[SamplerClient], Result]) -> Result:
-    """Runs blocking client code beside the server's loop."""
-
-    def run() -> Result:
-        with SamplerClient(target) as client:
-            return use(client)
-
-    return await asyncio.to_thread(run)
-
-
 def sample(client: SamplerClient, *, seed: int = 7, min_policy_version: int = 0) -> SampledBatch:
     return client.sample(
         POLICY, PROMPTS, num_completions=3, max_tokens=10, seed=seed, min_policy_version=min_policy_version
     )
-
-
-def publish(root: Path, source: Path, *, version: int) -> str:
-    def write(folder: Path) -> None:
-        shutil.copytree(source, folder, dirs_exist_ok=True)
-
-    return publish_version(root, POLICY, version=version, write=write).digest
 
 
 async def test_every_prompt_gets_its_completions_in_order(target: ClientSettings) -> None:
@@ -196,19 +164,49 @@ async def test_a_stream_sends_the_same_completions_one_by_one(target: ClientSett
     assert lengths == sorted(lengths)
 
 
-async def test_a_cancelled_call_frees_the_engine(target: ClientSettings) -> None:
-    channel = open_aio_channel(target)
-    stub = sampler_service_pb2_grpc.SamplerServiceStub(channel)
-    request = wire_request(pb.SampleCompletionsRequest)
-    request.params.num_completions, request.params.max_tokens = 64, 240
-    with pytest.raises(DeadlineError):
-        await stub.SampleCompletions(request, timeout=0.2)
-    await channel.close()
-    await ask(target, sample)
+@pytest.mark.parametrize("engine", [EngineSettings(num_threads=1), CONTINUOUS], ids=["one by one", "continuous"])
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "stream"])
+async def test_who_goes_away_frees_the_engine_at_once(
+    model_folder: Path, tmp_path: Path, engine: EngineSettings, streams: bool
+) -> None:
+    settings = settings_for(model_folder, tmp_path, engine=engine)
+    process, service = sampler_process(settings)
+    async with serving(service, settings.listen) as server, asyncio.timeout(60):
+        channel = open_aio_channel(ClientSettings(target=server.address))
+        stub = sampler_service_pb2_grpc.SamplerServiceStub(channel)
+
+        def ask_much(timeout: float | None = None) -> Any:
+            request = wire_request(pb.StreamCompletionsRequest if streams else pb.SampleCompletionsRequest)
+            request.params.num_completions, request.params.max_tokens, request.params.temperature = 64, 250, 10.0
+            if streams:
+                return read_all(stub.StreamCompletions(request, timeout=timeout))
+            return stub.SampleCompletions(request, timeout=timeout)
+
+        engine_used = process.parts.engine
+        calls = [asyncio.ensure_future(ask_much()) for _ in range(3)]
+        await until(lambda: engine_used.usage.running_completions > 0)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        # Nothing of some 100,000 tokens is left to do.
+        await until(lambda: engine_used.usage == EngineUsage(0, 0, 0.0))
+        assert process.parts.queue.num_waiting == 0
+
+        with pytest.raises(DeadlineError):
+            await ask_much(timeout=0.05)
+        await until(lambda: engine_used.usage == EngineUsage(0, 0, 0.0))
+        assert len((await stub.SampleCompletions(wire_request(pb.SampleCompletionsRequest))).completions) == 8
+        await channel.close()
 
 
-async def test_mixed_requests_get_what_they_would_have_got_alone(model_folder: Path, tmp_path: Path) -> None:
-    settings = settings_for(model_folder, tmp_path, mix_requests=True)
+async def read_all(stream: AsyncIterator[Any]) -> list[Any]:
+    return [message async for message in stream]
+
+
+async def test_requests_that_share_batches_get_what_they_would_have_got_alone(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    settings = settings_for(model_folder, tmp_path, engine=CONTINUOUS)
     async with serving(make_service(settings), settings.listen) as server:
         target = ClientSettings(target=server.address)
         alone = await ask(target, sample)

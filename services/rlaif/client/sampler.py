@@ -9,7 +9,7 @@ from typing import Literal
 
 from rlaif.client.channel import open_channel
 from rlaif.client.judge_messages import conversation_messages
-from rlaif.core.conversation import Conversation
+from rlaif.core.conversation import Conversation, Message
 from rlaif.core.errors import RlaifError
 from rlaif.runtime.settings import ClientSettings
 from rlaif.v1 import sampler_service_pb2 as pb
@@ -33,6 +33,15 @@ class SampledCompletion:
     logprobs: tuple[float, ...]
     stop_reason: StopReasonName
     policy_version: int
+
+
+@dataclass(frozen=True)
+class TextConstraint:
+    """What a completion's text must be; exactly one is set: one of the choices, a regular expression, a JSON schema."""
+
+    choices: tuple[str, ...] = ()
+    regex: str = ""
+    json_schema: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class SamplerClient:
     def sample(
         self,
         policy: str,
-        prompts: Sequence[Conversation],
+        prompts: Sequence[Conversation | Sequence[int]],
         *,
         num_completions: int,
         max_tokens: int,
@@ -86,15 +95,19 @@ class SamplerClient:
         stop_sequences: Sequence[str] = (),
         seed: int,
         min_policy_version: int = 0,
+        priority: int = 0,
+        constraint: TextConstraint | None = None,
         timeout_seconds: float | None = None,
     ) -> SampledBatch:
-        """Completions of 1 to 1024 prompts, as one batch that repeats exactly with the same weights and seed.
+        """Completions of 1 to 1024 prompts, each a conversation or its token ids.
 
-        PreconditionError when the replica serves a version older than `min_policy_version`.
+        The same call gives the same completions again with the same weights and seed, to the last bit where the service
+        runs each request as a batch of its own. PreconditionError when the replica serves a version older than
+        `min_policy_version`.
         """
         request = pb.SampleCompletionsRequest(
             policy=policy,
-            prompts=[pb.SamplePrompt(messages=conversation_messages(prompt)) for prompt in prompts],
+            prompts=[_prompt(prompt) for prompt in prompts],
             params=pb.SamplingParams(
                 num_completions=num_completions,
                 max_tokens=max_tokens,
@@ -102,6 +115,8 @@ class SamplerClient:
                 top_p=top_p,
                 stop_sequences=stop_sequences,
                 seed=seed,
+                priority=priority,
+                constraint=_constraint(constraint) if constraint else None,
             ),
             min_policy_version=min_policy_version,
         )
@@ -116,6 +131,21 @@ class SamplerClient:
         """Has the replica look at what is published now, and waits until it serves `min_version` or a later one."""
         request = pb.LoadPolicyRequest(name=name, min_version=min_version)
         return _state(self._stub.LoadPolicy(request, timeout=timeout_seconds).policy)
+
+
+def _prompt(prompt: Conversation | Sequence[int]) -> pb.SamplePrompt:
+    messages = tuple(turn for turn in prompt if isinstance(turn, Message))
+    if messages:
+        return pb.SamplePrompt(messages=conversation_messages(messages))
+    return pb.SamplePrompt(token_ids=[token for token in prompt if isinstance(token, int)])
+
+
+def _constraint(constraint: TextConstraint) -> pb.Constraint:
+    return pb.Constraint(
+        choices=pb.Choices(texts=constraint.choices) if constraint.choices else None,
+        regex=constraint.regex or None,
+        json_schema=constraint.json_schema or None,
+    )
 
 
 def _batch(response: pb.SampleCompletionsResponse, *, num_prompts: int, num_completions: int) -> SampledBatch:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rlaif.core.errors import CorruptionError, InvalidInputError, NotFoundError
 
+_PICKLED_FILES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _IDENTIFYING_FILES = ("config.json", "*.safetensors", "tokenizer*.json", "chat_template*")
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_FILES = (_ADAPTER_CONFIG, "base.json")
@@ -85,7 +86,9 @@ def folder_digest(path: Path) -> str:
     names = (*_IDENTIFYING_FILES, *(_ADAPTER_FILES if (path / _ADAPTER_CONFIG).is_file() else ()))
     files = sorted({file for name in names for file in path.glob(name) if file.is_file()})
     if not any(file.suffix == ".safetensors" for file in files):
-        raise InvalidInputError(f"model folder {path} holds no .safetensors file", reason="NO_WEIGHTS")
+        pickled = next((file.name for name in _PICKLED_FILES for file in sorted(path.glob(name))), None)
+        why = f"; {pickled} is a pickle, which can run code: save them as safetensors" if pickled else ""
+        raise InvalidInputError(f"model folder {path} holds no .safetensors file{why}", reason="NO_WEIGHTS")
     total = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

@@ -22,12 +22,14 @@ class SamplerMetrics:
     completions: Counter
     queue_completions: Gauge
     queue_wait_seconds: Histogram
-    batch_completions: Histogram
+    running_completions: Gauge
+    call_completions: Histogram
     engine_seconds: Histogram
     policy_version: Gauge
     desired_policy_version: Gauge
     policy_load_seconds: Histogram
     sync_failures: Counter
+    behind_seconds: Gauge
 
 
 @cache
@@ -44,22 +46,26 @@ def sampler_metrics() -> SamplerMetrics:
             "rlaif_sampler_completions_total", "Completions sampled.", ["stop_reason"], registry=REGISTRY
         ),
         queue_completions=Gauge(
-            "rlaif_sampler_queue_completions", "Completions waiting for an engine batch.", registry=REGISTRY
+            "rlaif_sampler_queue_completions", "Completions accepted that wait for their turn.", registry=REGISTRY
         ),
+        running_completions=Gauge("rlaif_sampler_running_completions", "Completions being sampled.", registry=REGISTRY),
         queue_wait_seconds=Histogram(
             "rlaif_sampler_queue_wait_seconds",
-            "Time of a request from its arrival to its engine batch.",
+            "Time of a request from its arrival until the engine gets it.",
             buckets=_SECONDS_BUCKETS,
             registry=REGISTRY,
         ),
-        batch_completions=Histogram(
-            "rlaif_sampler_batch_completions",
-            "Completions in one engine batch.",
+        call_completions=Histogram(
+            "rlaif_sampler_call_completions",
+            "Completions of one call of the engine.",
             buckets=_BATCH_BUCKETS,
             registry=REGISTRY,
         ),
         engine_seconds=Histogram(
-            "rlaif_sampler_engine_seconds", "Time of one engine batch.", buckets=_SECONDS_BUCKETS, registry=REGISTRY
+            "rlaif_sampler_engine_seconds",
+            "Time of one call of the engine, its wait for a place in the batch included.",
+            buckets=_SECONDS_BUCKETS,
+            registry=REGISTRY,
         ),
         policy_version=Gauge(
             "rlaif_sampler_policy_version", "Policy version served, optimiser steps since the base.", registry=REGISTRY
@@ -76,6 +82,12 @@ def sampler_metrics() -> SamplerMetrics:
         sync_failures=Counter(
             "rlaif_sampler_policy_sync_failures_total",
             "Looks at shared storage that did not end with the published version being served.",
+            ["reason"],
+            registry=REGISTRY,
+        ),
+        behind_seconds=Gauge(
+            "rlaif_sampler_policy_behind_seconds",
+            "Time since a version was published that this replica does not serve yet; 0 when it is current.",
             registry=REGISTRY,
         ),
     )

@@ -9,8 +9,9 @@ import grpc
 
 from rlaif.core.errors import RlaifError
 from rlaif.engine.factory import open_engine
-from rlaif.runtime.logging import EventLogger
+from rlaif.engine.protocol import Engine
 from rlaif.runtime.server import Service
+from rlaif.runtime.store import open_store
 from rlaif.sampler.metrics import sampler_metrics
 from rlaif.sampler.policy import PolicySync
 from rlaif.sampler.queue import SamplingQueue
@@ -18,7 +19,8 @@ from rlaif.sampler.servicer import SamplerParts, SamplerServicer
 from rlaif.sampler.settings import SamplerSettings
 from rlaif.v1 import sampler_service_pb2_grpc
 
-_log = EventLogger(__name__)
+_HEALTH_SECONDS = 5.0
+_HEALTH_DEADLINE_SECONDS = 30.0
 
 
 def make_service(settings: SamplerSettings) -> Service:
@@ -30,6 +32,7 @@ def make_service(settings: SamplerSettings) -> Service:
         register=process.register,
         start=process.start,
         stop=process.stop,
+        unready=process.unready,
     )
 
 
@@ -39,6 +42,7 @@ class _Process:
     def __init__(self, settings: SamplerSettings) -> None:
         self._settings = settings
         self._metrics = sampler_metrics()
+        self._engine_failure = ""
         self._resources = AsyncExitStack()
         self._servicer = SamplerServicer(settings.limits, metrics=self._metrics)
 
@@ -51,22 +55,44 @@ class _Process:
         self._resources.push_async_callback(engine.close)
         queue = SamplingQueue(
             engine,
-            mix=settings.mix_requests,
-            max_batch_completions=settings.queue.max_batch_completions,
+            overlaps=settings.engine.shares_batches,
             max_queue_completions=settings.queue.max_queue_completions,
             metrics=metrics,
         )
         self._resources.callback(queue.close)
         metrics.queue_completions.set_function(lambda: queue.num_waiting)
-        sync = PolicySync(queue, policy=settings.policy, artifact_root=settings.artifact_root, metrics=metrics)
+        metrics.running_completions.set_function(lambda: queue.num_running)
+        root, options = settings.artifact_root, settings.storage_options
+        store = open_store(root, storage_options=options) if root is not None else None
+        sync = PolicySync(
+            queue,
+            policy=settings.policy,
+            store=store,
+            deadline_seconds=settings.sync_deadline_seconds,
+            metrics=metrics,
+        )
         self._servicer.parts = SamplerParts(engine, queue, sync)
-        try:
+        # Without it, requests that need the published version are refused with its number until a later look succeeds.
+        with suppress(RlaifError, OSError):
             await sync.look()
-        except (RlaifError, OSError) as error:
-            # Requests that need the published version are refused with its number until a later look succeeds.
-            _log.error("policy not synced", policy=settings.policy, error=str(error))
-        polling = asyncio.create_task(sync.run(poll_seconds=settings.sync_poll_seconds))
-        self._resources.push_async_callback(_end, polling)
+        for watch in (sync.run(poll_seconds=settings.sync_poll_seconds), self._watch_engine(engine)):
+            self._resources.push_async_callback(_end, asyncio.create_task(watch))
+
+    def unready(self) -> str:
+        """Why this replica should get no calls, "" when it should."""
+        return self._engine_failure or self._servicer.parts.sync.unready()
+
+    async def _watch_engine(self, engine: Engine) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_HEALTH_DEADLINE_SECONDS):
+                    await engine.check_health()
+                self._engine_failure = ""
+            except TimeoutError:
+                self._engine_failure = f"the engine has not answered for {_HEALTH_DEADLINE_SECONDS:g} s"
+            except RlaifError as error:
+                self._engine_failure = error.message
+            await asyncio.sleep(_HEALTH_SECONDS)
 
     async def stop(self) -> None:
         await self._resources.aclose()

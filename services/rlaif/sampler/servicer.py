@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rlaif.core.errors import InvalidInputError, NotFoundError, PreconditionError
+from rlaif.core.errors import InvalidInputError, NotFoundError, PreconditionError, UnsupportedError
 from rlaif.engine.protocol import Engine, Generation, ModelIdentity, StopReason, TokenIds
 from rlaif.runtime.context import current_trace_id
 from rlaif.runtime.messages import TextLimits
@@ -15,7 +15,15 @@ from rlaif.runtime.revision import service_revision
 from rlaif.sampler.metrics import SamplerMetrics
 from rlaif.sampler.policy import PolicySync
 from rlaif.sampler.queue import SamplingQueue
-from rlaif.sampler.requests import SampleRequest, SamplingPlan, check_lengths, read_plan, read_prompts
+from rlaif.sampler.requests import (
+    SampleRequest,
+    SamplingPlan,
+    check_lengths,
+    encode_prompts,
+    naming_fields,
+    read_plan,
+    read_prompts,
+)
 from rlaif.sampler.settings import LimitSettings
 from rlaif.v1 import provenance_pb2, sampler_service_pb2_grpc
 from rlaif.v1 import sampler_service_pb2 as pb
@@ -50,8 +58,10 @@ class SamplerServicer(sampler_service_pb2_grpc.SamplerServiceServicer):
         self, request: pb.SampleCompletionsRequest, context: Any
     ) -> pb.SampleCompletionsResponse:
         plan, prompts = await self._read(request)
-        sampled = await self.parts.queue.sample(plan.requests(prompts))
-        self._check_version(sampled.identity, request)
+        with naming_fields(request):
+            sampled = await self.parts.queue.sample(
+                plan.requests(prompts), check=lambda identity: self._check_version(identity, request)
+            )
         provenance = _provenance(sampled.identity, seed=plan.seed)
         self._count(prompts, (generation for generations in sampled.generations for generation in generations))
         return pb.SampleCompletionsResponse(
@@ -72,15 +82,19 @@ class SamplerServicer(sampler_service_pb2_grpc.SamplerServiceServicer):
         def tell(identity: ModelIdentity, prompt_index: int, index: int, generation: Generation) -> None:
             finished.put_nowait((identity, prompt_index, index, generation))
 
-        sampling = asyncio.create_task(self.parts.queue.sample(plan.requests(prompts), on_sampled=tell))
+        sampling = asyncio.create_task(
+            self.parts.queue.sample(
+                plan.requests(prompts), check=lambda identity: self._check_version(identity, request), on_sampled=tell
+            )
+        )
         sampling.add_done_callback(lambda _: finished.put_nowait(None))
         try:
             while (told := await finished.get()) is not None:
                 identity, prompt_index, index, generation = told
-                self._check_version(identity, request)
                 completion = _completion(prompt_index, index, generation, _provenance(identity, seed=plan.seed))
                 yield pb.StreamCompletionsResponse(completion=completion)
-            sampled = await sampling
+            with naming_fields(request):
+                sampled = await sampling
         finally:
             sampling.cancel()
         self._count(prompts, (generation for generations in sampled.generations for generation in generations))
@@ -101,12 +115,27 @@ class SamplerServicer(sampler_service_pb2_grpc.SamplerServiceServicer):
     async def _read(self, request: SampleRequest) -> tuple[SamplingPlan, list[TokenIds]]:
         engine = self.parts.engine
         self._check_name(request.policy, field="policy")
-        conversations = read_prompts(request, limits=self._text_limits)
+        prompts = read_prompts(request, limits=self._text_limits)
         plan = read_plan(request, context_length=engine.context_length, max_completions=self._max_completions)
+        self._check_capabilities(request, plan)
         self._check_version(self.parts.sync.identity, request)
-        prompts = await asyncio.to_thread(lambda: [engine.encode_chat(messages) for messages in conversations])
-        check_lengths(prompts, context_length=engine.context_length)
-        return plan, prompts
+        encoded = await asyncio.to_thread(encode_prompts, prompts, engine=engine)
+        check_lengths(request, encoded, context_length=engine.context_length)
+        return plan, encoded
+
+    def _check_capabilities(self, request: SampleRequest, plan: SamplingPlan) -> None:
+        capabilities, engine = self.parts.engine.capabilities, type(self.parts.engine).__name__
+        if plan.constraint is not None and not capabilities.constraints:
+            raise UnsupportedError(
+                f"this sampler's engine, {engine}, cannot hold completions to constraints: leave params.constraint out "
+                "or ask a sampler on another engine",
+                reason="CONSTRAINTS_NOT_SUPPORTED",
+            )
+        if any(prompt.token_ids for prompt in request.prompts) and not capabilities.token_ids:
+            raise UnsupportedError(
+                f"this sampler's engine, {engine}, does not know the model's tokens: send messages, not token_ids",
+                reason="TOKEN_IDS_NOT_SUPPORTED",
+            )
 
     def _check_name(self, name: str, *, field: str) -> None:
         if not name:

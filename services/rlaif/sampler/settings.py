@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field
 
 from rlaif.engine.settings import EngineSettings
 from rlaif.runtime.settings import ListenSettings, PositiveSeconds, SettingsModel
+from rlaif.runtime.store import ArtifactRoot, StorageOptions
 
 
 class LimitSettings(SettingsModel):
@@ -26,8 +25,6 @@ class QueueSettings(SettingsModel):
 
     max_queue_completions: int = Field(default=16384, ge=1)
     """Most completions waiting; a request beyond it is refused with a time to try again."""
-    max_batch_completions: int = Field(default=512, ge=1)
-    """Most completions joined into one engine batch when requests are mixed."""
 
 
 class SamplerSettings(SettingsModel):
@@ -36,17 +33,20 @@ class SamplerSettings(SettingsModel):
     listen: ListenSettings = ListenSettings()
     """Where it serves."""
     model: str = Field(min_length=1)
-    """Base model, version 0 of the policy: a folder or a hub id."""
+    """Base model, version 0 of the policy: a folder, a URI such as s3://bucket/model, or a hub id."""
     policy: str = Field(pattern=r"^policies/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
     """Name of the policy served, "policies/{run}"."""
-    artifact_root: Path | None = None
-    """Shared storage where versions of the policy are published; null serves the base model for ever."""
+    artifact_root: ArtifactRoot | None = None
+    """Folder or URI where versions of the policy are published; null serves the base model for ever."""
+    storage_options: StorageOptions = Field(default_factory=dict)
+    """What the file system behind a URI is told beyond the environment, such as its endpoint_url; never a secret."""
     sync_poll_seconds: PositiveSeconds = 0.5
     """How often to look for a newly published version."""
+    sync_deadline_seconds: PositiveSeconds = 300.0
+    """How long a replica may be behind what is published before it stops being ready, and the most that reading,
+    fetching or loading a version may take each."""
     engine: EngineSettings = EngineSettings()
     """What runs the model."""
-    mix_requests: bool = False
-    """Join the requests of several callers into one engine batch: faster, but floats then vary in their last bits."""
     queue: QueueSettings = QueueSettings()
     """How requests wait for the engine."""
     limits: LimitSettings = LimitSettings()

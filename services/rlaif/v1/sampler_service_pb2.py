@@ -27,41 +27,45 @@ from rlaif.v1 import conversation_pb2 as rlaif_dot_v1_dot_conversation__pb2
 from rlaif.v1 import provenance_pb2 as rlaif_dot_v1_dot_provenance__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1erlaif/v1/sampler_service.proto\x12\x08rlaif.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1brlaif/v1/conversation.proto\x1a\x19rlaif/v1/provenance.proto\"\x99\x01\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x05model\x18\x02 \x01(\x0b\x32\x12.rlaif.v1.ModelRef\x12\x17\n\x0f\x64\x65sired_version\x18\x03 \x01(\x04\x12-\n\tload_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\"\xb9\x01\n\nCompletion\x12\x14\n\x0cprompt_index\x18\x01 \x01(\r\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x10\n\x08logprobs\x18\x05 \x03(\x02\x12)\n\x0bstop_reason\x18\x06 \x01(\x0e\x32\x14.rlaif.v1.StopReason\x12(\n\nprovenance\x18\x07 \x01(\x0b\x32\x14.rlaif.v1.Provenance\"3\n\x0cSamplePrompt\x12#\n\x08messages\x18\x01 \x03(\x0b\x32\x11.rlaif.v1.Message\"!\n\x0cPromptTokens\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xb9\x01\n\x0eSamplingParams\x12\x17\n\x0fnum_completions\x18\x01 \x01(\r\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x16\n\x0estop_sequences\x18\x05 \x03(\t\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x02\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\"\x99\x01\n\x18SampleCompletionsRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\'\n\x07prompts\x18\x02 \x03(\x0b\x32\x16.rlaif.v1.SamplePrompt\x12(\n\x06params\x18\x03 \x01(\x0b\x32\x18.rlaif.v1.SamplingParams\x12\x1a\n\x12min_policy_version\x18\x04 \x01(\x04\"u\n\x19SampleCompletionsResponse\x12)\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x14.rlaif.v1.Completion\x12-\n\rprompt_tokens\x18\x02 \x03(\x0b\x32\x16.rlaif.v1.PromptTokens\"\x99\x01\n\x18StreamCompletionsRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\'\n\x07prompts\x18\x02 \x03(\x0b\x32\x16.rlaif.v1.SamplePrompt\x12(\n\x06params\x18\x03 \x01(\x0b\x32\x18.rlaif.v1.SamplingParams\x12\x1a\n\x12min_policy_version\x18\x04 \x01(\x04\"E\n\x19StreamCompletionsResponse\x12(\n\ncompletion\x18\x01 \x01(\x0b\x32\x14.rlaif.v1.Completion\" \n\x10GetPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x11GetPolicyResponse\x12 \n\x06policy\x18\x01 \x01(\x0b\x32\x10.rlaif.v1.Policy\"6\n\x11LoadPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bmin_version\x18\x02 \x01(\x04\"6\n\x12LoadPolicyResponse\x12 \n\x06policy\x18\x01 \x01(\x0b\x32\x10.rlaif.v1.Policy*\x81\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17STOP_REASON_END_OF_TURN\x10\x01\x12\x1d\n\x19STOP_REASON_STOP_SEQUENCE\x10\x02\x12\x1a\n\x16STOP_REASON_MAX_TOKENS\x10\x03\x32\xdd\x02\n\x0eSamplerService\x12\\\n\x11SampleCompletions\x12\".rlaif.v1.SampleCompletionsRequest\x1a#.rlaif.v1.SampleCompletionsResponse\x12^\n\x11StreamCompletions\x12\".rlaif.v1.StreamCompletionsRequest\x1a#.rlaif.v1.StreamCompletionsResponse0\x01\x12\x44\n\tGetPolicy\x12\x1a.rlaif.v1.GetPolicyRequest\x1a\x1b.rlaif.v1.GetPolicyResponse\x12G\n\nLoadPolicy\x12\x1b.rlaif.v1.LoadPolicyRequest\x1a\x1c.rlaif.v1.LoadPolicyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1erlaif/v1/sampler_service.proto\x12\x08rlaif.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1brlaif/v1/conversation.proto\x1a\x19rlaif/v1/provenance.proto\"\x99\x01\n\x06Policy\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x05model\x18\x02 \x01(\x0b\x32\x12.rlaif.v1.ModelRef\x12\x17\n\x0f\x64\x65sired_version\x18\x03 \x01(\x04\x12-\n\tload_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\"\xb9\x01\n\nCompletion\x12\x14\n\x0cprompt_index\x18\x01 \x01(\r\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x10\n\x08logprobs\x18\x05 \x03(\x02\x12)\n\x0bstop_reason\x18\x06 \x01(\x0e\x32\x14.rlaif.v1.StopReason\x12(\n\nprovenance\x18\x07 \x01(\x0b\x32\x14.rlaif.v1.Provenance\"F\n\x0cSamplePrompt\x12#\n\x08messages\x18\x01 \x03(\x0b\x32\x11.rlaif.v1.Message\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"!\n\x0cPromptTokens\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\xf5\x01\n\x0eSamplingParams\x12\x17\n\x0fnum_completions\x18\x01 \x01(\r\x12\x12\n\nmax_tokens\x18\x02 \x01(\r\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x16\n\x0estop_sequences\x18\x05 \x03(\t\x12\x11\n\x04seed\x18\x06 \x01(\x04H\x02\x88\x01\x01\x12\x10\n\x08priority\x18\x07 \x01(\x11\x12(\n\nconstraint\x18\x08 \x01(\x0b\x32\x14.rlaif.v1.ConstraintB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seed\"b\n\nConstraint\x12$\n\x07\x63hoices\x18\x01 \x01(\x0b\x32\x11.rlaif.v1.ChoicesH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x15\n\x0bjson_schema\x18\x03 \x01(\tH\x00\x42\x06\n\x04kind\"\x18\n\x07\x43hoices\x12\r\n\x05texts\x18\x01 \x03(\t\"\x99\x01\n\x18SampleCompletionsRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\'\n\x07prompts\x18\x02 \x03(\x0b\x32\x16.rlaif.v1.SamplePrompt\x12(\n\x06params\x18\x03 \x01(\x0b\x32\x18.rlaif.v1.SamplingParams\x12\x1a\n\x12min_policy_version\x18\x04 \x01(\x04\"u\n\x19SampleCompletionsResponse\x12)\n\x0b\x63ompletions\x18\x01 \x03(\x0b\x32\x14.rlaif.v1.Completion\x12-\n\rprompt_tokens\x18\x02 \x03(\x0b\x32\x16.rlaif.v1.PromptTokens\"\x99\x01\n\x18StreamCompletionsRequest\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\'\n\x07prompts\x18\x02 \x03(\x0b\x32\x16.rlaif.v1.SamplePrompt\x12(\n\x06params\x18\x03 \x01(\x0b\x32\x18.rlaif.v1.SamplingParams\x12\x1a\n\x12min_policy_version\x18\x04 \x01(\x04\"E\n\x19StreamCompletionsResponse\x12(\n\ncompletion\x18\x01 \x01(\x0b\x32\x14.rlaif.v1.Completion\" \n\x10GetPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x11GetPolicyResponse\x12 \n\x06policy\x18\x01 \x01(\x0b\x32\x10.rlaif.v1.Policy\"6\n\x11LoadPolicyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bmin_version\x18\x02 \x01(\x04\"6\n\x12LoadPolicyResponse\x12 \n\x06policy\x18\x01 \x01(\x0b\x32\x10.rlaif.v1.Policy*\x81\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x1b\n\x17STOP_REASON_END_OF_TURN\x10\x01\x12\x1d\n\x19STOP_REASON_STOP_SEQUENCE\x10\x02\x12\x1a\n\x16STOP_REASON_MAX_TOKENS\x10\x03\x32\xdd\x02\n\x0eSamplerService\x12\\\n\x11SampleCompletions\x12\".rlaif.v1.SampleCompletionsRequest\x1a#.rlaif.v1.SampleCompletionsResponse\x12^\n\x11StreamCompletions\x12\".rlaif.v1.StreamCompletionsRequest\x1a#.rlaif.v1.StreamCompletionsResponse0\x01\x12\x44\n\tGetPolicy\x12\x1a.rlaif.v1.GetPolicyRequest\x1a\x1b.rlaif.v1.GetPolicyResponse\x12G\n\nLoadPolicy\x12\x1b.rlaif.v1.LoadPolicyRequest\x1a\x1c.rlaif.v1.LoadPolicyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rlaif.v1.sampler_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STOPREASON']._serialized_start=1457
-  _globals['_STOPREASON']._serialized_end=1586
+  _globals['_STOPREASON']._serialized_start=1662
+  _globals['_STOPREASON']._serialized_end=1791
   _globals['_POLICY']._serialized_start=134
   _globals['_POLICY']._serialized_end=287
   _globals['_COMPLETION']._serialized_start=290
   _globals['_COMPLETION']._serialized_end=475
   _globals['_SAMPLEPROMPT']._serialized_start=477
-  _globals['_SAMPLEPROMPT']._serialized_end=528
-  _globals['_PROMPTTOKENS']._serialized_start=530
-  _globals['_PROMPTTOKENS']._serialized_end=563
-  _globals['_SAMPLINGPARAMS']._serialized_start=566
-  _globals['_SAMPLINGPARAMS']._serialized_end=751
-  _globals['_SAMPLECOMPLETIONSREQUEST']._serialized_start=754
-  _globals['_SAMPLECOMPLETIONSREQUEST']._serialized_end=907
-  _globals['_SAMPLECOMPLETIONSRESPONSE']._serialized_start=909
-  _globals['_SAMPLECOMPLETIONSRESPONSE']._serialized_end=1026
-  _globals['_STREAMCOMPLETIONSREQUEST']._serialized_start=1029
-  _globals['_STREAMCOMPLETIONSREQUEST']._serialized_end=1182
-  _globals['_STREAMCOMPLETIONSRESPONSE']._serialized_start=1184
-  _globals['_STREAMCOMPLETIONSRESPONSE']._serialized_end=1253
-  _globals['_GETPOLICYREQUEST']._serialized_start=1255
-  _globals['_GETPOLICYREQUEST']._serialized_end=1287
-  _globals['_GETPOLICYRESPONSE']._serialized_start=1289
-  _globals['_GETPOLICYRESPONSE']._serialized_end=1342
-  _globals['_LOADPOLICYREQUEST']._serialized_start=1344
-  _globals['_LOADPOLICYREQUEST']._serialized_end=1398
-  _globals['_LOADPOLICYRESPONSE']._serialized_start=1400
-  _globals['_LOADPOLICYRESPONSE']._serialized_end=1454
-  _globals['_SAMPLERSERVICE']._serialized_start=1589
-  _globals['_SAMPLERSERVICE']._serialized_end=1938
+  _globals['_SAMPLEPROMPT']._serialized_end=547
+  _globals['_PROMPTTOKENS']._serialized_start=549
+  _globals['_PROMPTTOKENS']._serialized_end=582
+  _globals['_SAMPLINGPARAMS']._serialized_start=585
+  _globals['_SAMPLINGPARAMS']._serialized_end=830
+  _globals['_CONSTRAINT']._serialized_start=832
+  _globals['_CONSTRAINT']._serialized_end=930
+  _globals['_CHOICES']._serialized_start=932
+  _globals['_CHOICES']._serialized_end=956
+  _globals['_SAMPLECOMPLETIONSREQUEST']._serialized_start=959
+  _globals['_SAMPLECOMPLETIONSREQUEST']._serialized_end=1112
+  _globals['_SAMPLECOMPLETIONSRESPONSE']._serialized_start=1114
+  _globals['_SAMPLECOMPLETIONSRESPONSE']._serialized_end=1231
+  _globals['_STREAMCOMPLETIONSREQUEST']._serialized_start=1234
+  _globals['_STREAMCOMPLETIONSREQUEST']._serialized_end=1387
+  _globals['_STREAMCOMPLETIONSRESPONSE']._serialized_start=1389
+  _globals['_STREAMCOMPLETIONSRESPONSE']._serialized_end=1458
+  _globals['_GETPOLICYREQUEST']._serialized_start=1460
+  _globals['_GETPOLICYREQUEST']._serialized_end=1492
+  _globals['_GETPOLICYRESPONSE']._serialized_start=1494
+  _globals['_GETPOLICYRESPONSE']._serialized_end=1547
+  _globals['_LOADPOLICYREQUEST']._serialized_start=1549
+  _globals['_LOADPOLICYREQUEST']._serialized_end=1603
+  _globals['_LOADPOLICYRESPONSE']._serialized_start=1605
+  _globals['_LOADPOLICYRESPONSE']._serialized_end=1659
+  _globals['_SAMPLERSERVICE']._serialized_start=1794
+  _globals['_SAMPLERSERVICE']._serialized_end=2143
 # @@protoc_insertion_point(module_scope)
