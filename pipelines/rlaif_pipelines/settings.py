@@ -6,6 +6,7 @@ people's models. Which applies follows from the inputs: without a prompts file t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -20,6 +21,7 @@ from rlaif.runtime.settings import SettingsModel
 from rlaif.runtime.store import ArtifactRoot
 from rlaif_pipelines.training.config import EngineSettings
 
+_CREDENTIALS: Final = re.compile(r"://[^/@]*@")
 PLAYGROUND: Final = "playground"
 NO_EVALUATOR: Final = "none"
 
@@ -330,7 +332,8 @@ def _sentence(location: tuple[int | str, ...], message: str, value: Any) -> str:
     name = ".".join(str(part) for part in location)
     if message.startswith("Extra inputs"):
         return f"there is no setting {name!r}"
-    return f"{name} = {value!r}: {message[0].lower()}{message[1:]}"
+    shown = _CREDENTIALS.sub("://…@", repr(value))
+    return f"{name} = {shown}: {message[0].lower()}{message[1:]}"
 
 
 def _model_uri(name: str, *, shipped: Path) -> str:
