@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -32,16 +33,18 @@ from rlaif.core.errors import (
     UnavailableError,
 )
 from rlaif.runtime import objects
-from rlaif.runtime.artifacts import folder_digest
+from rlaif.runtime.artifacts import PublishedVersion, folder_digest
 from rlaif.runtime.server import serving
 from rlaif.runtime.settings import ClientSettings, ListenSettings
 from rlaif.runtime.store import ArtifactStore, fetch_model, open_store
 from rlaif.sampler.process import make_service
 from rlaif.sampler.settings import SamplerSettings
-from rlaif_pipelines.training.config import PublishSettings
+from rlaif_pipelines.training.config import PublishSettings, RlTraining
 from rlaif_pipelines.training.model import open_base
 from rlaif_pipelines.training.publishing import publish_adapter
+from rlaif_pipelines.training.rl import train
 from s3_server import Wire, enforce_permissions, new_client, s3_server
+from training_fakes import FakeRewards, prompt, write_lines
 
 POLICY = "policies/run-1"
 MEBIBYTE = 1024 * 1024
@@ -370,6 +373,59 @@ async def test_a_replica_follows_the_versions_that_a_trainer_publishes(
         assert {each.policy_version for each in await asks(target, sample)} == {3}
         wire.mend()
         assert (await asks(target, lambda client: client.load_policy(POLICY, min_version=4))).version == 4
+
+
+async def test_a_training_waits_for_a_store_that_is_away_and_leaves_what_is_needed(
+    root: str, wire: Wire, model_folder: Path, tmp_path: Path
+) -> None:
+    sampler = SamplerSettings.model_validate(
+        {
+            "model": str(model_folder),
+            "policy": POLICY,
+            "artifact_root": root,
+            "engine": {"num_threads": 1},
+            "listen": ListenSettings(metrics_address=None),
+        }
+    )
+
+    def away(call: int, index: int) -> str:
+        if (call, index) == (3, 0):
+            wire.cut()
+            threading.Timer(1.0, wire.mend).start()
+        return ""
+
+    async with serving(make_service(sampler), sampler.listen) as server:
+        training = RlTraining.model_validate(
+            {
+                "out": tmp_path / "out",
+                "policy": str(model_folder),
+                "publish": {"artifact_root": root, "policy": POLICY},
+                "prompts": write_lines(tmp_path / "prompts.jsonl", [prompt(number) for number in range(8)]),
+                "sampler": {"target": server.address, "timeout_seconds": 5.0},
+                "rewards": {"target": "unused"},
+                "reward": {"name": "rewardModels/fake"},
+                "num_steps": 5,
+                "prompts_per_step": 2,
+                "group_size": 4,
+                "quorum": 2,
+                "max_tokens": 8,
+                "max_kl": None,
+                "engine": {"num_threads": 1, "attention": "eager"},
+                "failures": {"outage_seconds": 60.0, "pause_seconds": 0.1},
+            }
+        )
+
+        def run() -> dict[str, Any]:
+            with SamplerClient(training.sampler) as client:
+                return train(training, sampler=client, rewards=FakeRewards(fails=away))
+
+        results = await in_thread(run)
+        served = await asks(training.sampler, lambda client: client.get_policy(POLICY))
+    store = open_store(root)
+    assert (results["version"], served.version) == (5, 5)
+    assert results["digest"] == served.digest == folder_digest(tmp_path / "out" / "model")
+    assert store.read_desired(POLICY) == PublishedVersion(POLICY, 5, served.uri, served.digest)
+    assert store.list_versions(POLICY) == [0, 4, 5]
 
 
 def test_an_adapter_is_published_with_the_base_it_belongs_to(root: str, model_folder: Path) -> None:

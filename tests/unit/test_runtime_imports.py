@@ -17,6 +17,10 @@ HEAVY = (
     "numpy",
     "scipy",
     "statsmodels",
+    "fsspec",
+    "s3fs",
+    "botocore",
+    "aiohttp",
 )
 
 
@@ -26,7 +30,8 @@ HEAVY = (
         "rlaif.client, rlaif.client.channel, rlaif.client.ledger",
         "rlaif.client.judge, rlaif.client.sampler, rlaif.client.reward",
         "rlaif.client.review, rlaif.client.judged_pairs, rlaif.core.calibration, rlaif.core.calibration_fit",
-        "rlaif.runtime.settings, rlaif.runtime.artifacts, rlaif.runtime.logging, rlaif.oversight.settings",
+        "rlaif.runtime.settings, rlaif.runtime.store, rlaif.runtime.logging",
+        "rlaif.sampler.settings, rlaif.oversight.settings",
     ],
 )
 def test_clients_and_settings_load_nothing_heavy(modules: str) -> None:
