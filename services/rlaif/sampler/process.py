@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, suppress
 
 import grpc
 
-from rlaif.core.errors import RlaifError
+from rlaif.core.errors import RlaifError, SettingsError
 from rlaif.engine.factory import open_engine
 from rlaif.engine.protocol import Engine
 from rlaif.runtime.server import Service
@@ -63,6 +63,12 @@ class _Process:
         metrics.queue_completions.set_function(lambda: queue.num_waiting)
         metrics.running_completions.set_function(lambda: queue.num_running)
         root, options = settings.artifact_root, settings.storage_options
+        if root is not None and not (engine.capabilities.loads_weights or engine.capabilities.loads_adapters):
+            raise SettingsError(
+                f"{engine.identity.uri} cannot be given the versions that are published under artifact_root: leave it "
+                "out to sample a fixed policy, or run the policy on the engine vllm or hf",
+                field="artifact_root",
+            )
         store = open_store(root, storage_options=options) if root is not None else None
         sync = PolicySync(
             queue,

@@ -70,7 +70,10 @@ class SamplerServicer(sampler_service_pb2_grpc.SamplerServiceServicer):
                 for prompt_index, generations in enumerate(sampled.generations)
                 for index, generation in enumerate(generations)
             ],
-            prompt_tokens=[pb.PromptTokens(token_ids=prompt_ids) for prompt_ids in prompts],
+            # Opaque ids are no tokens of anything.
+            prompt_tokens=[pb.PromptTokens(token_ids=prompt_ids) for prompt_ids in prompts]
+            if self.parts.engine.capabilities.token_ids
+            else (),
         )
 
     async def StreamCompletions(  # noqa: N802
