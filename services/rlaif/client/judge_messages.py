@@ -292,6 +292,7 @@ def judge_state(message: pb.GetJudgeResponse) -> JudgeState:
         panel=tuple(judge.judge for judge in message.panel),
         calibrations=tuple(message.calibrations),
         fingerprint=message.fingerprint,
+        num_verdict_samples=message.num_verdict_samples,
     )
 
 
@@ -352,6 +353,7 @@ def provenance(message: provenance_pb2.Provenance) -> Provenance:
         seed=message.seed,
         service_revision=message.service_revision,
         trace_id=message.trace_id,
+        num_verdict_samples=message.num_verdict_samples,
     )
 
 

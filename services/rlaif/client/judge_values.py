@@ -66,7 +66,10 @@ ToScore = ResponseToScore | tuple[Asked, str]
 
 @dataclass(frozen=True)
 class Provenance:
-    """Which weights, rules and code made a value."""
+    """Which weights, rules and code made a value.
+
+    `num_verdict_samples` is 0 where verdicts were read from log-probabilities, else the draws each was estimated from.
+    """
 
     model_uri: str
     model_digest: str
@@ -77,6 +80,7 @@ class Provenance:
     seed: int
     service_revision: str
     trace_id: str
+    num_verdict_samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -214,7 +218,10 @@ class ConstitutionAudit:
 
 @dataclass(frozen=True)
 class JudgeState:
-    """Which judge answers; `fingerprint` is empty when some of its weights cannot be identified."""
+    """Which judge answers; `fingerprint` is empty when some of its weights cannot be identified.
+
+    `num_verdict_samples` is as in Provenance.
+    """
 
     model_uri: str
     model_digest: str
@@ -224,3 +231,4 @@ class JudgeState:
     panel: tuple[str, ...]
     calibrations: tuple[str, ...]
     fingerprint: str
+    num_verdict_samples: int = 0
