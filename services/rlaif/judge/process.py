@@ -15,7 +15,6 @@ from rlaif.core.errors import SettingsError
 from rlaif.core.template import find_template
 from rlaif.engine.factory import open_engine
 from rlaif.engine.protocol import ChoiceLogprobs, ChoiceRequest, Engine, GenerateRequest, Generation
-from rlaif.judge.batching import Batcher
 from rlaif.judge.calibrating import CalibrationKey, load_calibrations
 from rlaif.judge.description import Description
 from rlaif.judge.generation import Decoding, PlanningThread
@@ -34,6 +33,7 @@ from rlaif.judge.settings import JudgeSettings, WritingSettings
 from rlaif.judge.settling import PanelOptions
 from rlaif.judge.wire import ProvenanceMaker
 from rlaif.judge.writing import Writer, WritingOptions
+from rlaif.runtime.batching import Batcher
 from rlaif.runtime.logging import EventLogger
 from rlaif.runtime.messages import TextLimits
 from rlaif.runtime.server import Service
@@ -124,7 +124,7 @@ class _Process:
             panel=panel,
             settings=settings,
         )
-        metrics.queue_prompts.set_function(lambda: choices.num_queued + texts.num_queued)
+        metrics.queue_prompts.set_function(lambda: choices.size_queued + texts.size_queued)
 
     async def stop(self) -> None:
         await self._resources.aclose()
@@ -225,10 +225,10 @@ def _engine_batches(
     return Batcher(
         execute,
         mix=settings.mix_requests,
-        max_batch_items=queue.max_batch_items,
+        max_batch_size=queue.max_batch_items,
         max_delay_seconds=queue.max_delay_milliseconds / 1000,
-        max_queue_items=queue.max_queue_items,
-        max_turn_items=queue.max_turn_items,
+        max_queue_size=queue.max_queue_items,
+        max_turn_size=queue.max_turn_items,
     )
 
 
@@ -245,8 +245,8 @@ def _engine_texts(
     return Batcher(
         execute,
         mix=settings.mix_requests,
-        max_batch_items=queue.max_batch_items,
+        max_batch_size=queue.max_batch_items,
         max_delay_seconds=queue.max_delay_milliseconds / 1000,
-        max_queue_items=queue.max_queue_items,
-        max_turn_items=queue.max_turn_texts,
+        max_queue_size=queue.max_queue_items,
+        max_turn_size=queue.max_turn_texts,
     )

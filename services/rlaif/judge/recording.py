@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from rlaif.judge.batching import Batcher
+from rlaif.runtime.batching import Batcher
 from rlaif.v1 import ledger_service_pb2
 
 _MAX_LABELS_PER_CALL = 1024
@@ -34,16 +34,16 @@ class Recorder:
         self._lookups: Batcher[str, ledger_service_pb2.Label | None] = Batcher(
             self._find,
             mix=True,
-            max_batch_items=_MAX_LABELS_PER_CALL,
+            max_batch_size=_MAX_LABELS_PER_CALL,
             max_delay_seconds=max_delay_seconds,
-            max_queue_items=_MAX_QUEUED_LABELS,
+            max_queue_size=_MAX_QUEUED_LABELS,
         )
         self._records: Batcher[ledger_service_pb2.Label, ledger_service_pb2.Label] = Batcher(
             self._record,
             mix=True,
-            max_batch_items=_MAX_LABELS_PER_CALL,
+            max_batch_size=_MAX_LABELS_PER_CALL,
             max_delay_seconds=max_delay_seconds,
-            max_queue_items=_MAX_QUEUED_LABELS,
+            max_queue_size=_MAX_QUEUED_LABELS,
         )
         self._writing: set[asyncio.Task[list[ledger_service_pb2.Label]]] = set()
 

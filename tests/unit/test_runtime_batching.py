@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from rlaif.core.errors import QuotaExceededError, UnavailableError
-from rlaif.judge.batching import Batcher
+from rlaif.runtime.batching import Batcher
 from rlaif.runtime.context import CallContext, enter_call
 
 
@@ -30,17 +30,17 @@ def make(
     recorder: Recorder,
     *,
     mix: bool,
-    max_batch_items: int = 8,
-    max_queue_items: int = 100,
-    max_turn_items: int | None = None,
+    max_batch_size: int = 8,
+    max_queue_size: int = 100,
+    max_turn_size: int | None = None,
 ) -> Batcher[int, int]:
     return Batcher(
         recorder.execute,
         mix=mix,
-        max_batch_items=max_batch_items,
+        max_batch_size=max_batch_size,
         max_delay_seconds=0.01,
-        max_queue_items=max_queue_items,
-        max_turn_items=max_turn_items,
+        max_queue_size=max_queue_size,
+        max_turn_size=max_turn_size,
     )
 
 
@@ -55,7 +55,7 @@ async def test_units_of_many_callers_share_a_batch_when_mixing():
 
 async def test_a_unit_is_never_split_nor_mixed_without_mixing():
     recorder = Recorder()
-    batcher = make(recorder, mix=False, max_batch_items=1)
+    batcher = make(recorder, mix=False, max_batch_size=1)
     await asyncio.gather(batcher.submit([1, 2, 3]), batcher.submit([4]))
     assert recorder.batches == [[1, 2, 3], [4]]
     await batcher.close()
@@ -63,7 +63,7 @@ async def test_a_unit_is_never_split_nor_mixed_without_mixing():
 
 async def test_a_batch_holds_at_most_its_limit():
     recorder = Recorder()
-    batcher = make(recorder, mix=True, max_batch_items=3)
+    batcher = make(recorder, mix=True, max_batch_size=3)
     await asyncio.gather(*(batcher.submit([i]) for i in range(7)))
     assert [len(batch) for batch in recorder.batches] == [3, 3, 1]
     await batcher.close()
@@ -72,7 +72,7 @@ async def test_a_batch_holds_at_most_its_limit():
 async def test_a_full_queue_refuses_and_says_when_to_try_again():
     recorder = Recorder()
     recorder.gate.clear()
-    batcher = make(recorder, mix=False, max_queue_items=2)
+    batcher = make(recorder, mix=False, max_queue_size=2)
     running = asyncio.create_task(batcher.submit([0]))
     await recorder.started.wait()
     waiting = [running, *(asyncio.create_task(batcher.submit([i])) for i in (1, 2))]
@@ -87,7 +87,7 @@ async def test_a_full_queue_refuses_and_says_when_to_try_again():
 
 async def test_a_unit_larger_than_the_queue_is_served_when_the_queue_is_empty():
     recorder = Recorder()
-    batcher = make(recorder, mix=False, max_queue_items=2)
+    batcher = make(recorder, mix=False, max_queue_size=2)
     assert await batcher.submit([1, 2, 3]) == [10, 20, 30]
     await batcher.close()
 
@@ -98,7 +98,7 @@ async def test_an_error_reaches_every_caller_of_its_batch_and_no_other():
             raise UnavailableError("gone")
         return list(items)
 
-    batcher = Batcher(fail_once, mix=False, max_batch_items=8, max_delay_seconds=0.01, max_queue_items=8)
+    batcher = Batcher(fail_once, mix=False, max_batch_size=8, max_delay_seconds=0.01, max_queue_size=8)
     first, second = await asyncio.gather(batcher.submit([1]), batcher.submit([2]), return_exceptions=True)
     assert isinstance(first, UnavailableError)
     assert second == [2]
@@ -153,7 +153,7 @@ async def busy(recorder: Recorder, batcher: Batcher[int, int]) -> asyncio.Task[l
 
 async def test_one_item_waits_for_one_turn_of_a_long_job_not_for_all_of_it():
     recorder = Recorder()
-    batcher = make(recorder, mix=False, max_turn_items=4)
+    batcher = make(recorder, mix=False, max_turn_size=4)
     running = await busy(recorder, batcher)
     long = calling("long", batcher, range(100, 140))
     await asyncio.sleep(0)
@@ -216,7 +216,7 @@ async def test_a_caller_returning_from_a_pause_has_saved_up_nothing():
 
 async def test_a_full_queue_still_admits_a_caller_below_its_share():
     recorder = Recorder()
-    batcher = make(recorder, mix=False, max_queue_items=8)
+    batcher = make(recorder, mix=False, max_queue_size=8)
     running = await busy(recorder, batcher)
     hoarder = calling("hoarder", batcher, range(100, 108))
     await asyncio.sleep(0)
@@ -234,7 +234,7 @@ async def test_a_full_queue_still_admits_a_caller_below_its_share():
 
 async def test_a_job_whose_caller_left_gives_up_its_other_turns():
     recorder = Recorder()
-    batcher = make(recorder, mix=False, max_turn_items=2)
+    batcher = make(recorder, mix=False, max_turn_size=2)
     running = await busy(recorder, batcher)
     leaving = calling("leaving", batcher, range(100, 110))
     await asyncio.sleep(0)
@@ -248,7 +248,7 @@ async def test_a_job_whose_caller_left_gives_up_its_other_turns():
 
 async def test_a_caller_that_gave_up_a_long_job_is_not_charged_for_it():
     recorder = Recorder()
-    batcher = make(recorder, mix=False, max_turn_items=4)
+    batcher = make(recorder, mix=False, max_turn_size=4)
     running = await busy(recorder, batcher)
     given_up = calling("impatient", batcher, range(100, 140))
     await asyncio.sleep(0)
@@ -266,14 +266,14 @@ async def test_a_caller_that_gave_up_a_long_job_is_not_charged_for_it():
 
 async def test_what_was_given_up_holds_no_place_in_the_queue():
     recorder = Recorder()
-    batcher = make(recorder, mix=False, max_queue_items=8)
+    batcher = make(recorder, mix=False, max_queue_size=8)
     running = await busy(recorder, batcher)
     given_up = calling("impatient", batcher, range(100, 107))
     kept = calling("impatient", batcher, [3])
     await asyncio.sleep(0)
     given_up.cancel()
     await asyncio.gather(given_up, return_exceptions=True)
-    assert batcher.num_queued == 1
+    assert batcher.size_queued == 1
     admitted = calling("impatient", batcher, [4, 5, 6])
     await asyncio.sleep(0)
     recorder.gate.set()
@@ -282,3 +282,44 @@ async def test_what_was_given_up_holds_no_place_in_the_queue():
     await running
     await batcher.close()
     assert recorder.batches == [[0], [3], [4, 5, 6]]
+
+
+def make_sized(recorder: Recorder, *, mix: bool, waits: list[float] | None = None, **sizes: int) -> Batcher[int, int]:
+    """Every item is as large as it says."""
+    return Batcher(
+        recorder.execute,
+        mix=mix,
+        max_batch_size=sizes.get("max_batch_size", 10),
+        max_delay_seconds=0.01,
+        max_queue_size=sizes.get("max_queue_size", 1000),
+        max_turn_size=sizes.get("max_turn_size"),
+        size_of=lambda item: item,
+        unit="tokens",
+        on_wait=None if waits is None else waits.append,
+    )
+
+
+async def test_sizes_decide_how_much_a_batch_and_a_turn_hold():
+    recorder, waits = Recorder(), []
+    batcher = make_sized(recorder, mix=True, max_turn_size=10, waits=waits)
+    results = await asyncio.gather(batcher.submit([4, 4, 4, 30, 1]), batcher.submit([2]))
+    assert results == [[40, 40, 40, 300, 10], [20]]
+    # Turns of the first call: 4 + 4, 4, 30 alone, 1; the second call has room in the last.
+    assert recorder.batches == [[4, 4], [4], [30], [1, 2]]
+    assert len(waits) == 5
+    assert all(wait >= 0 for wait in waits)
+    await batcher.close()
+
+
+async def test_a_queue_that_is_full_by_size_refuses_in_its_own_unit():
+    recorder = Recorder()
+    batcher = make_sized(recorder, mix=False, max_queue_size=20)
+    running = await busy(recorder, batcher)
+    waiting = calling("second", batcher, [15])
+    await asyncio.sleep(0)
+    assert batcher.size_queued == 15
+    with pytest.raises(QuotaExceededError, match="15 tokens are waiting and at most 20 may, of one caller at most 10"):
+        await batcher.submit([11])
+    recorder.gate.set()
+    assert await asyncio.gather(running, waiting) == [[0], [150]]
+    await batcher.close()
