@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from adapter_fixtures import write_adapter
 from model_fixtures import model_folder as model_folder
 from model_fixtures import other_model_folder as other_model_folder
 from rlaif.client.sampler import SamplerClient
@@ -426,6 +427,61 @@ async def test_a_training_waits_for_a_store_that_is_away_and_leaves_what_is_need
     assert results["digest"] == served.digest == folder_digest(tmp_path / "out" / "model")
     assert store.read_desired(POLICY) == PublishedVersion(POLICY, 5, served.uri, served.digest)
     assert store.list_versions(POLICY) == [0, 4, 5]
+
+
+async def test_a_replica_puts_on_an_adapter_that_is_published_and_refuses_that_of_another_base(
+    root: str, model_folder: Path, other_model_folder: Path, tmp_path: Path
+) -> None:
+    adapter = await in_thread(lambda: write_adapter(tmp_path / "adapter", base=model_folder, seed=3))
+    (adapter / "base.json").unlink()
+    sampler = SamplerSettings.model_validate(
+        {
+            "model": str(model_folder),
+            "policy": POLICY,
+            "artifact_root": root,
+            "sync_poll_seconds": 3600.0,
+            "engine": {"num_threads": 1},
+            "listen": ListenSettings(metrics_address=None),
+        }
+    )
+    publishing = PublishSettings(artifact_root=root, policy=POLICY)
+
+    def publish(version: int, base: Path) -> PublishedVersion:
+        opened = open_base(str(base))
+        return publish_adapter(version=version, settings=publishing, base=opened, write=copier(adapter))
+
+    async with serving(make_service(sampler), sampler.listen) as server:
+        target = ClientSettings(target=server.address)
+        plain = await asks(target, sample)
+        published = await in_thread(lambda: publish(1, model_folder))
+        state = await asks(target, lambda client: client.load_policy(POLICY, min_version=1))
+        assert (state.version, state.digest) == (1, published.digest)
+        adapted = await asks(target, sample)
+        assert {each.policy_version for each in adapted} == {1}
+        assert [each.logprobs for each in adapted] != [each.logprobs for each in plain]
+
+        await in_thread(lambda: publish(2, other_model_folder))
+        with pytest.raises(RlaifError) as caught:
+            await asks(target, lambda client: client.load_policy(POLICY, min_version=2, timeout_seconds=10))
+        assert caught.value.reason == "ADAPTER_BASE_MISMATCH"
+        assert [each.logprobs for each in await asks(target, sample)] == [each.logprobs for each in adapted]
+
+
+def test_the_cache_holds_what_it_may_and_fetches_again_what_it_let_go(
+    store: ArtifactStore, wire: Wire, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLAIF_CACHE_MAX_BYTES", str(3 * MEBIBYTE + 1000))
+    versions = [
+        store.publish_version(POLICY, version=version, write=writer(os.urandom(MEBIBYTE))) for version in range(5)
+    ]
+    for published in versions:
+        store.fetch(published.uri, digest=published.digest)
+        assert sum(path.stat().st_size for path in cache.rglob("*.safetensors")) <= 3 * MEBIBYTE
+    wire.mend()
+    store.fetch(versions[4].uri, digest=versions[4].digest)
+    assert wire.num_bytes == 0
+    assert folder_digest(store.fetch(versions[0].uri, digest=versions[0].digest)) == versions[0].digest
+    assert wire.num_bytes > MEBIBYTE
 
 
 def test_an_adapter_is_published_with_the_base_it_belongs_to(root: str, model_folder: Path) -> None:

@@ -27,9 +27,11 @@ from rlaif.runtime.objects import ObjectStore, StorageOptions
 MANIFEST_NAME: Final = "manifest.json"
 
 _DESIRED_NAME: Final = "desired.json"
-_MODEL_FILES: Final = re.compile(r"[\w-][\w.-]*\.(json|jinja|model|safetensors)|merges\.txt|vocab\.txt")
+_MODEL_FILES: Final = re.compile(
+    r"[\w-][\w.-]*\.(json|jinja|model|safetensors)|chat_template[\w.-]*|merges\.txt|vocab\.txt"
+)
 _PICKLED: Final = re.compile(r".*\.(bin|pt|pth|ckpt|pkl|pickle)")
-_SAFE_NAME: Final = re.compile(r"[\w-][\w. -]{0,254}", re.ASCII)
+_SAFE_NAME: Final = re.compile(r"[\w-][\w.-]{0,254}", re.ASCII)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _CONTENT_LENGTH: Final = 32
 _MAX_DESIRED_BYTES: Final = 64 * 1024
@@ -215,7 +217,9 @@ def _check_publishable(path: Path) -> None:
     if _PICKLED.fullmatch(path.name):
         raise InvalidInputError(f"{path.name} is a pickle, which can run code; save it as safetensors", field="model")
     if not _SAFE_NAME.fullmatch(path.name):
-        raise InvalidInputError(f"{path.name!r} cannot be published: its name is not plain ASCII", field="model")
+        raise InvalidInputError(
+            f"{path.name!r} cannot be published: a file's name is of letters, digits, '.', '_' and '-'", field="model"
+        )
 
 
 def _described(path: Path) -> dict[str, Any]:
