@@ -141,11 +141,11 @@ def _prompt(prompt: Conversation | Sequence[int]) -> pb.SamplePrompt:
 
 
 def _constraint(constraint: TextConstraint) -> pb.Constraint:
-    return pb.Constraint(
-        choices=pb.Choices(texts=constraint.choices) if constraint.choices else None,
-        regex=constraint.regex or None,
-        json_schema=constraint.json_schema or None,
-    )
+    if constraint.choices:
+        return pb.Constraint(choices=pb.Choices(texts=constraint.choices))
+    if constraint.regex:
+        return pb.Constraint(regex=constraint.regex)
+    return pb.Constraint(json_schema=constraint.json_schema)
 
 
 def _batch(response: pb.SampleCompletionsResponse, *, num_prompts: int, num_completions: int) -> SampledBatch:

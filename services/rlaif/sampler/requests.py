@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn, cast
+from typing import NoReturn
 
 from rlaif.core.conversation import Conversation, Message
 from rlaif.core.errors import InvalidInputError
@@ -104,13 +104,13 @@ def encode_prompts(prompts: Sequence[Conversation | TokenIds], *, engine: Engine
     for index, prompt in enumerate(prompts):
         if isinstance(prompt[0], Message):
             try:
-                encoded.append(engine.encode_chat(cast(Conversation, prompt)))
+                encoded.append(engine.encode_chat(prompt))
             except InvalidInputError as error:
                 # The engine knows the messages, not whose they are.
                 error.field = f"prompts[{index}].{error.field or 'messages'}"
                 raise
         else:
-            encoded.append(cast(TokenIds, prompt))
+            encoded.append(prompt)
     return encoded
 
 

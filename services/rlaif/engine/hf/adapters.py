@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ class AdaptedModel:
         """Puts the adapter in the place of the one before; on an error that one stays."""
         from peft import PeftModel, set_peft_model_state_dict
 
-        self._check_fits(adapter)
+        check_fits(adapter, {name: tuple(tensor.shape) for name, tensor in plain_state(self.model).items()})
         name = f"adapter{next(self._numbers)}"
         try:
             if self._peft is None:
@@ -130,19 +131,19 @@ class AdaptedModel:
         elif name in self._peft.peft_config:
             self._peft.delete_adapter(name)
 
-    def _check_fits(self, adapter: Adapter) -> None:
-        shapes = {name: tuple(tensor.shape) for name, tensor in plain_state(self.model).items()}
-        for name, tensor in adapter.tensors.items():
-            module, _, part = name.removeprefix(_PREFIX).partition(".lora_")
-            expected = shapes.get(f"{module}.weight")
-            if expected is None or not part:
-                raise _mismatch(f"{adapter.folder}: the adapter's {name} has no place in the model being served")
-            # A is (rank, inputs), B is (outputs, rank); an embedding's are the other way round.
-            if part.split(".")[0] in ("A", "B") and tensor.shape[part[0] == "A"] != expected[part[0] == "A"]:
-                raise _mismatch(
-                    f"{adapter.folder}: the adapter's {name} has the shape {tuple(tensor.shape)}, the weights there "
-                    f"{expected}"
-                )
+
+def check_fits(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """InvalidInputError where a tensor of the adapter has no place among a model's tensors, named with their shapes."""
+    for name, tensor in adapter.tensors.items():
+        module, _, part = name.removeprefix(_PREFIX).partition(".lora_")
+        expected = shapes.get(f"{module}.weight")
+        if expected is None or not part:
+            raise _mismatch(f"{adapter.folder}: the adapter's {name} has no place in the model being served")
+        # A is (rank, inputs), B is (outputs, rank); an embedding's are the other way round.
+        if part.split(".")[0] in ("A", "B") and tensor.shape[part[0] == "A"] != expected[part[0] == "A"]:
+            raise _mismatch(
+                f"{adapter.folder}: the adapter's {name} has the shape {tuple(tensor.shape)}, the weights there {expected}"
+            )
 
 
 def plain_state(model: Any) -> dict[str, torch.Tensor]:

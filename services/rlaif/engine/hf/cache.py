@@ -21,6 +21,7 @@ class SlotLayer(DynamicLayer):
 
     keys: torch.Tensor
     values: torch.Tensor
+    _stop: int
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()

@@ -210,7 +210,7 @@ class DecodeScheduler:
             with self._lock:
                 self._wait(prefill.rows)
         else:
-            self._fail(*jobs, error)
+            self._fail(jobs.pop(), error)
         self._recount()
 
     def _next_rows(self) -> list[Row]:
