@@ -7,7 +7,6 @@ the entry shares it, and its text is the entry's size in bytes, its time that of
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -23,6 +22,10 @@ from pathlib import Path
 from typing import Final
 
 from rlaif.core.errors import CorruptionError, SettingsError, UnavailableError
+from rlaif.runtime.file_lock import FileLock
+from rlaif.runtime.logging import EventLogger
+
+_log = EventLogger(__name__)
 
 FOLDER_VARIABLE: Final = "RLAIF_CACHE"
 """Folder of the cache; ~/.cache/rlaif/artifacts when unset."""
@@ -33,8 +36,9 @@ _DEFAULT_FOLDER: Final = "~/.cache/rlaif/artifacts"
 _DEFAULT_MAX_BYTES: Final = 100 * 1024**3
 _CHUNK_BYTES: Final = 8 * 1024 * 1024
 _NUM_DOWNLOADS: Final = 4
-_LOCK_SECONDS: Final = 3600.0
-_LOCK_POLL_SECONDS: Final = 0.05
+_MAX_WAIT_SECONDS: Final = 3600.0
+_POLL_SECONDS: Final = 0.05
+_TOLD_SECONDS: Final = 5.0
 _NUM_HELD: Final = 2
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OUTGOING: Final = "publishing-"
@@ -76,10 +80,14 @@ class ArtifactCache:
         """
         self._make_root()
         entry = _Entry(self.root, _content_id(source, files))
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while time.monotonic() < deadline:
+        started = time.monotonic()
+        waiting_is_told = False
+        while (waited := time.monotonic() - started) < _MAX_WAIT_SECONDS:
+            if waited > _TOLD_SECONDS and not waiting_is_told:
+                waiting_is_told = True
+                _log.info("another process is fetching the model", uri=source)
             corruption = None
-            if (lock := _Lock.try_acquire(entry.lock, exclusive=False)) is not None:
+            if (lock := FileLock.try_acquire(entry.lock, exclusive=False)) is not None:
                 with lock:
                     if _is_whole(entry.folder, files):
                         try:
@@ -88,7 +96,7 @@ class ArtifactCache:
                         except CorruptionError as error:
                             corruption = error
                 _let_go(entry)
-            if (lock := _Lock.try_acquire(entry.lock, exclusive=True)) is not None:
+            if (lock := FileLock.try_acquire(entry.lock, exclusive=True)) is not None:
                 with lock:
                     if corruption is not None:
                         shutil.rmtree(entry.folder)
@@ -97,7 +105,7 @@ class ArtifactCache:
                         return _hold(entry, lock)
             elif corruption is not None:
                 raise corruption  # others use it
-            time.sleep(_LOCK_POLL_SECONDS)
+            time.sleep(_POLL_SECONDS)
         raise UnavailableError(f"{source}: another process has been fetching it for an hour", reason="CACHE_LOCKED")
 
     @contextmanager
@@ -105,11 +113,11 @@ class ArtifactCache:
         """An empty folder for what is to be published; removed after, and by whom comes next if we are killed."""
         self._make_root()
         for left in self.root.glob(f"{_OUTGOING}*.lock"):
-            if (lock := _Lock.try_acquire(left, exclusive=True)) is not None:
+            if (lock := FileLock.try_acquire(left, exclusive=True)) is not None:
                 shutil.rmtree(left.with_suffix(""), ignore_errors=True)
                 lock.remove()
         folder = Path(tempfile.mkdtemp(dir=self.root, prefix=_OUTGOING))
-        lock = _Lock.acquire(folder.with_suffix(".lock"))
+        lock = FileLock.acquire(folder.with_suffix(".lock"))
         try:
             yield folder
         finally:
@@ -128,7 +136,7 @@ class ArtifactCache:
     def _fill(
         self,
         entry: _Entry,
-        lock: _Lock,
+        lock: FileLock,
         source: str,
         files: Sequence[RemoteFile],
         *,
@@ -138,11 +146,12 @@ class ArtifactCache:
         if _is_whole(entry.folder, files):
             return
         names = {file.name for file in files}
+        size_bytes, started = sum(file.size_bytes for file in files), time.perf_counter()
         try:
             entry.part.mkdir(exist_ok=True)
             for stray in [path for path in entry.part.iterdir() if path.name not in names]:
                 stray.unlink()
-            self._make_room(entry, lock, source, size_bytes=sum(file.size_bytes for file in files))
+            self._make_room(entry, lock, source, size_bytes=size_bytes)
             _download(entry.part, source, files, read=read)
             try:
                 check(entry.part)
@@ -151,13 +160,15 @@ class ArtifactCache:
                 raise
             shutil.rmtree(entry.folder, ignore_errors=True)
             entry.part.rename(entry.folder)
+            seconds = round(time.perf_counter() - started, 3)
+            _log.info("model fetched", uri=source, size_bytes=size_bytes, seconds=seconds)
         except OSError as error:
             if error.errno not in _NO_SPACE:
                 raise
             shutil.rmtree(entry.part, ignore_errors=True)
             raise self._disk_full(source) from error
 
-    def _make_room(self, entry: _Entry, lock: _Lock, source: str, *, size_bytes: int) -> None:
+    def _make_room(self, entry: _Entry, lock: FileLock, source: str, *, size_bytes: int) -> None:
         """Evicts the least recently used entries that nobody uses, until this one fits bound and disk."""
         if size_bytes > self.max_bytes:
             raise SettingsError(
@@ -165,7 +176,7 @@ class ArtifactCache:
                 f"{SIZE_VARIABLE}",
                 field=SIZE_VARIABLE,
             )
-        with _Lock.acquire(self.root / ".room.lock"):
+        with FileLock.acquire(self.root / ".room.lock"):
             lock.write(str(size_bytes))
             present = sum(path.stat().st_size for path in entry.part.iterdir())
             others = self._entries(but=entry)
@@ -241,7 +252,7 @@ class _Entry:
 
     def evict(self) -> bool:
         """Removes it unless somebody uses or fills it."""
-        lock = _Lock.try_acquire(self.lock, exclusive=True)
+        lock = FileLock.try_acquire(self.lock, exclusive=True)
         if lock is None:
             return False
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -250,75 +261,7 @@ class _Entry:
         return True
 
 
-class _Lock:
-    """A lock file held by this process; the kernel lets go of it however the process ends."""
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path, self._descriptor = path, descriptor
-
-    @classmethod
-    def try_acquire(cls, path: Path, *, exclusive: bool) -> _Lock | None:
-        """The lock, or None while somebody else holds it."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-            # Its holder may have removed the file between our opening and our locking it.
-            if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                return cls(path, descriptor)
-        except (BlockingIOError, FileNotFoundError):
-            pass
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-        return None
-
-    @classmethod
-    def acquire(cls, path: Path) -> _Lock:
-        """The lock alone, once nobody stands in the way; UnavailableError after an hour."""
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while (lock := cls.try_acquire(path, exclusive=True)) is None:
-            if time.monotonic() > deadline:
-                raise UnavailableError(f"another process has held {path} for an hour", reason="CACHE_LOCKED")
-            time.sleep(_LOCK_POLL_SECONDS)
-        return lock
-
-    def share(self) -> bool:
-        """Lets others share it; False if somebody was quicker to take it alone."""
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def detach(self) -> _Lock:
-        """The lock under another owner: letting go of this one does nothing."""
-        descriptor, self._descriptor = self._descriptor, -1
-        return _Lock(self._path, descriptor)
-
-    def write(self, text: str) -> None:
-        """Makes `text` the file's content."""
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, text.encode("ascii"), 0)
-
-    def release(self) -> None:
-        """Lets go."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-
-    def remove(self) -> None:
-        """Removes the file, then lets go."""
-        self._path.unlink(missing_ok=True)
-        self.release()
-
-    def __enter__(self) -> _Lock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-_held: OrderedDict[Path, _Lock] = OrderedDict()
+_held: OrderedDict[Path, FileLock] = OrderedDict()
 _holding = threading.Lock()
 
 
@@ -328,7 +271,7 @@ def is_held(entry: Path) -> bool:
         return entry.with_name(f"{entry.name}.lock") in _held
 
 
-def _hold(entry: _Entry, lock: _Lock) -> Path:
+def _hold(entry: _Entry, lock: FileLock) -> Path:
     """Keeps the entry until two others have been held since; its folder."""
     os.utime(entry.lock)
     with _holding:
