@@ -205,17 +205,17 @@ async def test_an_adapter_that_is_not_of_these_weights_is_refused(
 ) -> None:
     wider = write_model(tmp_path / "wider", hidden_size=96, head_dim=32)
     refused = {
-        "of the model 0": write_adapter(tmp_path / "digest", model_folder, digest="0" * 64),
+        "model with digest 0": write_adapter(tmp_path / "digest", model_folder, digest="0" * 64),
         "has the shape": write_adapter(tmp_path / "shapes", wider, digest=folder_digest(model_folder)),
         "rank 16": write_adapter(tmp_path / "rank", model_folder, rank=16),
-        "holds no adapter_model": write_adapter(tmp_path / "pickle", model_folder),
+        "only as pickle": write_adapter(tmp_path / "pickle", model_folder),
     }
-    (refused["holds no adapter_model"] / "adapter_model.safetensors").rename(tmp_path / "pickle/adapter_model.bin")
+    (refused["only as pickle"] / "adapter_model.safetensors").rename(tmp_path / "pickle/adapter_model.bin")
     before, identity = await scored(engine), engine.identity
     for sentence, folder in refused.items():
         with pytest.raises(InvalidInputError, match=sentence) as caught:
             await engine.load(ModelIdentity(uri=str(folder), digest="", version=9))
-        if sentence in ("of the model 0", "has the shape"):
+        if sentence in ("model with digest 0", "has the shape"):
             assert caught.value.reason == "ADAPTER_BASE_MISMATCH"
     assert engine.identity == identity
     assert await scored(engine) == before

@@ -142,7 +142,8 @@ def check_fits(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> None:
         # A is (rank, inputs), B is (outputs, rank); an embedding's are the other way round.
         if part.split(".")[0] in ("A", "B") and tensor.shape[part[0] == "A"] != expected[part[0] == "A"]:
             raise _mismatch(
-                f"{adapter.folder}: the adapter's {name} has the shape {tuple(tensor.shape)}, the weights there {expected}"
+                f"{adapter.folder}: the adapter's {name} has the shape {tuple(tensor.shape)}, the weights there "
+                f"{expected}"
             )
 
 

@@ -18,6 +18,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from rlaif.core.conversation import Message
 from rlaif.core.errors import InvalidInputError, UnavailableError, UnsupportedError
 from rlaif.engine.checks import check_choices, check_generate
+from rlaif.engine.hf.adapters import is_adapter
 from rlaif.engine.hf.loading import find_model_folder
 from rlaif.engine.protocol import (
     Capabilities,
@@ -42,7 +43,6 @@ from rlaif.engine.vllm.folders import (
     check_adapter,
     check_same_architecture,
     describe_model,
-    is_adapter,
 )
 from rlaif.engine.vllm.gate import Gate
 from rlaif.engine.vllm.row_sampler import SampledRow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from rlaif.core.errors import InvalidInputError
 from rlaif.engine.codec import ChatCodec
+from rlaif.engine.hf.adapters import check_fits, read_adapter
 from rlaif.engine.hf.loading import (
     check_vocabulary,
     find_context_length,
@@ -25,8 +25,6 @@ from rlaif.runtime.artifacts import folder_digest
 
 Shapes = dict[str, tuple[int, ...]]
 
-_ADAPTER_CONFIG, _ADAPTER_WEIGHTS, _ADAPTER_BASE = "adapter_config.json", "adapter_model.safetensors", "base.json"
-_ADAPTER_PREFIX = "base_model.model."
 _TIED = "lm_head.weight"
 
 
@@ -84,54 +82,17 @@ def check_same_architecture(folder: Path, served: DescribedModel) -> None:
         raise InvalidInputError(f"{folder} has another architecture than the model being served", field="model")
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds a LoRA adapter."""
-    return (folder / _ADAPTER_CONFIG).is_file()
-
-
 def check_adapter(folder: Path, served: DescribedModel, *, max_rank: int) -> None:
     """InvalidInputError where the adapter is of another base, does not fit it, is too large or no safetensors file."""
-    if not (folder / _ADAPTER_WEIGHTS).is_file():
-        raise InvalidInputError(f"{folder} holds no {_ADAPTER_WEIGHTS}", field="model")
-    config = _read_json(folder / _ADAPTER_CONFIG)
-    rank = config.get("r")
-    if not isinstance(rank, int) or not 1 <= rank <= max_rank:
+    adapter = read_adapter(folder, base_digest=served.digest)
+    if adapter.config.r > max_rank:
         raise InvalidInputError(
-            f"{folder} is an adapter of rank {rank}; the engine takes up to {max_rank} (engine.vllm.adapters.max_rank)",
+            f"{folder} is an adapter of rank {adapter.config.r}, the engine takes up to {max_rank}; set "
+            "engine.vllm.adapters.max_rank",
             field="model",
             reason="ADAPTER_RANK",
         )
-    if (folder / _ADAPTER_BASE).is_file():
-        digest = _read_json(folder / _ADAPTER_BASE).get("digest")
-        if digest != served.digest:
-            raise _mismatch(f"{folder} is an adapter of the model {digest}, the engine serves {served.digest}")
-    for name, shape in weight_shapes(folder).items():
-        _check_fits(folder, name, shape, served.shapes)
-
-
-def _check_fits(folder: Path, name: str, shape: tuple[int, ...], base: Shapes) -> None:
-    module, _, part = name.removeprefix(_ADAPTER_PREFIX).partition(".lora_")
-    expected = base.get(f"{module}.weight")
-    if expected is None or not part:
-        raise _mismatch(f"{folder}: the adapter's tensor {name} has no place in the model being served")
-    # A is (rank, inputs), B is (outputs, rank).
-    fits = shape[-1] == expected[-1] if part.startswith("A") else shape[0] == expected[0]
-    if not fits:
-        raise _mismatch(f"{folder}: the adapter's tensor {name} has the shape {shape}, its weight {expected}")
-
-
-def _mismatch(message: str) -> InvalidInputError:
-    return InvalidInputError(message, field="model", reason="ADAPTER_BASE_MISMATCH")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{path} cannot be read: {first_line(error)}", field="model") from error
-    if not isinstance(value, dict):
-        raise InvalidInputError(f"{path} holds no object", field="model")
-    return value
+    check_fits(adapter, served.shapes)
 
 
 def _generation_config(folder: Path, config: Any) -> Any:
