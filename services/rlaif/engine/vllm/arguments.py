@@ -36,6 +36,7 @@ def engine_arguments(settings: EngineSettings, model: DescribedModel, *, on_cpu:
         tokenizer=str(model.folder),
         trust_remote_code=False,
         load_format="safetensors",
+        use_tqdm_on_load=False,
         generation_config="vllm",
         dtype=dtype,
         # An answer that fills the context is scored by what would follow it, which is never fed.
