@@ -296,6 +296,10 @@ def test_a_wrong_root_is_refused_before_anything_connects(root: str, match: str)
     with pytest.raises(InvalidInputError, match=match) as caught:
         open_store(root)
     assert "secret" not in caught.value.message
+    assert caught.value.field == "artifact_root"
+    with pytest.raises(InvalidInputError, match=match) as caught:
+        fetch_model(root)
+    assert caught.value.field == "model"
     with pytest.raises(ValidationError, match=match):
         TypeAdapter(ArtifactRoot).validate_python(root)
 

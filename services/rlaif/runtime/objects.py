@@ -214,8 +214,7 @@ def _open_filesystem(scheme: str, options: StorageOptions) -> Any:
     except ImportError as error:
         package = _EXTRAS.get(scheme, "fsspec")
         raise SettingsError(
-            f"{scheme}:// needs {package}, which is not installed: pip install 'kube-rlaif[{_extra(scheme)}]'",
-            field="artifact_root",
+            f"{scheme}:// needs {package}, which is not installed: pip install 'kube-rlaif[{_extra(scheme)}]'"
         ) from error
     try:
         # Listings are never remembered: others publish and remove while we look.

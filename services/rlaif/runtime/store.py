@@ -61,12 +61,7 @@ def open_store(root: str | Path, *, storage_options: dict[str, Any] | None = Non
 
     `storage_options` go to the fsspec file system, for example {"endpoint_url": …}; secrets are refused.
     """
-    root = check_root(str(root))
-    if not is_remote(root):
-        return LocalStore(root)
-    from rlaif.runtime.remote_store import RemoteStore
-
-    return RemoteStore(root, options=storage_options)
+    return _open(check_root(str(root)), storage_options)
 
 
 def fetch_model(uri: str, *, digest: str = "", storage_options: dict[str, Any] | None = None) -> Path:
@@ -74,7 +69,8 @@ def fetch_model(uri: str, *, digest: str = "", storage_options: dict[str, Any] |
 
     CorruptionError when it has another digest than the one given, or than it was published with.
     """
-    return open_store(uri, storage_options=storage_options).fetch(uri.rstrip("/"), digest=digest)
+    uri = check_root(uri, field="model")
+    return _open(uri, storage_options).fetch(uri, digest=digest)
 
 
 def local_folder(uri: str, *, digest: str = "") -> Path:
@@ -86,7 +82,8 @@ def list_model_files(uri: str, *, storage_options: dict[str, Any] | None = None)
     """Names of the files of a model on object storage, nothing fetched; NotFoundError where there is none."""
     from rlaif.runtime.remote_store import RemoteStore
 
-    return RemoteStore(check_root(uri), options=storage_options).list_model_files(uri.rstrip("/"))
+    uri = check_root(uri, field="model")
+    return RemoteStore(uri, options=storage_options).list_model_files(uri)
 
 
 def is_remote(uri: str) -> bool:
@@ -95,7 +92,7 @@ def is_remote(uri: str) -> bool:
     return scheme is not None and scheme[1] != "file"
 
 
-def check_root(root: str) -> str:
+def check_root(root: str, *, field: str = "artifact_root") -> str:
     """The root without a trailing slash; InvalidInputError says what is wrong with it."""
     scheme = _SCHEME.match(root)
     if scheme is None:
@@ -103,18 +100,18 @@ def check_root(root: str) -> str:
     if scheme[1] not in SCHEMES:
         raise InvalidInputError(
             f"{root}: {scheme[1]}:// is not understood; give a folder or a URI of {', '.join(SCHEMES)}",
-            field="artifact_root",
+            field=field,
         )
     bucket, *folders = root[scheme.end() :].rstrip("/").split("/")
     if scheme[1] != "file" and not bucket:
-        raise InvalidInputError(f"{root} names no bucket", field="artifact_root")
+        raise InvalidInputError(f"{root} names no bucket", field=field)
     if "@" in bucket:
         raise InvalidInputError(
             f"{scheme[1]}://…@…: credentials do not belong in a URI; they come from the environment or mounted files",
-            field="artifact_root",
+            field=field,
         )
     if any(part in (".", "..") for part in (bucket, *folders)) or "?" in root or "#" in root:
-        raise InvalidInputError(f"{root} may hold no '..', '?' or '#'", field="artifact_root")
+        raise InvalidInputError(f"{root} may hold no '..', '?' or '#'", field=field)
     return root.rstrip("/")
 
 
@@ -123,6 +120,14 @@ def _without_secrets(options: dict[str, Any]) -> dict[str, Any]:
         return check_storage_options(options)
     except SettingsError as error:
         raise ValueError(error.message) from error
+
+
+def _open(root: str, storage_options: dict[str, Any] | None) -> ArtifactStore:
+    if not is_remote(root):
+        return LocalStore(root)
+    from rlaif.runtime.remote_store import RemoteStore
+
+    return RemoteStore(root, options=storage_options)
 
 
 def _as_text(value: Any) -> Any:
