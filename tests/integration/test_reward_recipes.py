@@ -15,6 +15,8 @@ import pytest
 
 from judge_fakes import CONSTITUTION, MemoryLedger, ScriptedEngine, serve_judge
 from reward_fixtures import ask, reference_value, write_reward_model
+from rlaif.cli.addresses import Announcement
+from rlaif.cli.services import StackSettings, service_config
 from rlaif.client.reward import JUDGE, ModelReference, RewardClient
 from rlaif.core.conversation import Message
 from rlaif.core.errors import InvalidInputError, PreconditionError, SettingsError
@@ -24,6 +26,7 @@ from rlaif.reward.settings import RewardSettings
 from rlaif.runtime.artifacts import folder_digest
 from rlaif.runtime.server import serving
 from rlaif.runtime.settings import ClientSettings, ListenSettings
+from rlaif.runtime.store import open_store
 from rlaif.v1 import conversation_pb2, reward_service_pb2, reward_service_pb2_grpc
 
 ASK = (Message("user", "How do I boil an egg?"),)
@@ -278,6 +281,50 @@ async def test_only_allowed_places_are_loaded_from(members: list[str], tmp_path:
         await ask(settings, lambda c: c.load_reward_model("rewardModels/new", [ModelReference(members[0])]))
     async with running([{"kind": "reward_model", "members": members[:1]}], artifact_root=str(tmp_path)) as settings:
         await ask(settings, lambda c: c.load_reward_model("rewardModels/new", [ModelReference(str(elsewhere))]))
+
+
+async def test_members_of_object_storage_are_fetched_and_checked(
+    members: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path))
+    store = open_store("memory://reward-members")
+    uri, digest = store.publish_model(
+        "policies/run", "reward-model/0", write=lambda folder: shutil.copytree(members[1], folder, dirs_exist_ok=True)
+    )
+    components = [{"kind": "reward_model", "members": members[:1]}]
+    async with running(components, artifact_root="memory://reward-members") as settings:
+        state = await ask(settings, lambda c: c.load_reward_model(NAME, [ModelReference(uri, digest)]))
+        (result,) = await ask(settings, lambda c: c.score(NAME, INPUTS[:1]))
+        with pytest.raises(InvalidInputError, match=digest) as caught:
+            await ask(settings, lambda c: c.load_reward_model(NAME, [ModelReference(uri, "0" * 64)]))
+        assert (caught.value.field, caught.value.reason) == ("members[0].digest", "DIGEST_MISMATCH")
+        with pytest.raises(InvalidInputError, match="allowed_roots"):
+            await ask(settings, lambda c: c.load_reward_model(NAME, [ModelReference(f"{uri}/../../other")]))
+    assert state.members == (ModelReference(uri, folder_digest(Path(members[1]))),)
+    assert result.value == pytest.approx(reference_value(Path(members[1]), *INPUTS[0]), abs=1e-5)
+
+
+async def test_the_services_of_a_run_may_load_what_the_run_trains(members: list[str], tmp_path: Path):
+    stack = StackSettings(
+        folder=tmp_path,
+        policy="policy",
+        policy_name="policies/run",
+        judge="judge",
+        constitution="playground",
+        template="compact",
+        num_threads=1,
+    )
+    config = service_config(stack, "reward", {"judge": Announcement("judge", "127.0.0.1:1", None, 1)})
+    trained = shutil.copytree(members[0], tmp_path / "models" / "reward-model" / "0")
+    published = shutil.copytree(members[1], tmp_path / "artifacts" / "policies" / "run" / "models" / "0")
+    reward = RewardSettings.model_validate(config)
+    async with serving(make_service(reward), ListenSettings(metrics_address=None)) as server:
+        settings = ClientSettings(target=server.address, timeout_seconds=30)
+        references = [ModelReference(str(folder)) for folder in (trained, published)]
+        state = await ask(settings, lambda c: c.load_reward_model("rewardModels/distilled", references))
+        with pytest.raises(InvalidInputError, match="allowed_roots"):
+            await ask(settings, lambda c: c.load_reward_model("rewardModels/distilled", [ModelReference(members[0])]))
+    assert len(state.members) == 2
 
 
 async def test_a_pickle_checkpoint_is_refused(members: list[str], tmp_path: Path):

@@ -208,7 +208,7 @@ async def test_failing_rewards_pause_and_the_next_start_goes_on(tmp_path: Path, 
     async with running(tmp_path / "whole", model_folder, **changes) as whole:
         await in_thread(whole.train)
     async with running(tmp_path / "paused", model_folder, **changes) as paused:
-        failing = FakeRewards(fails=lambda call, index: "UNAVAILABLE" if call == 4 else "")
+        failing = FakeRewards(fails=lambda call, index: "ABSTAINED" if call == 4 else "")
         with pytest.raises(PausedError, match="16 of 16 rewards failed"):
             await in_thread(lambda: paused.train(failing))
         again = FakeRewards()

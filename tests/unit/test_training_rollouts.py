@@ -63,7 +63,7 @@ def test_a_failed_reward_is_missing_and_counted(make: Make) -> None:
 
 
 def test_too_many_failed_rewards_are_asked_for_again(make: Make) -> None:
-    rewards = FakeRewards(fails=lambda call, index: "UNAVAILABLE" if call == 1 else "")
+    rewards = FakeRewards(fails=lambda call, index: "ABSTAINED" if call == 1 else "")
     assert make(FakeSampler(version=7), rewards).failures == {}
     assert len(rewards.calls) == 2
 

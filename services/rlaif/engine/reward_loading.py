@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from rlaif.core.errors import InvalidInputError
+from rlaif.core.errors import CorruptionError, InvalidInputError
 from rlaif.engine.codec import ChatCodec
 from rlaif.engine.hf.loading import find_model_folder, load_tokenizer
 from rlaif.engine.protocol import ModelIdentity
@@ -67,15 +67,7 @@ def find_members(references: Sequence[ModelIdentity]) -> list[MemberFiles]:
     found = []
     for index, reference in enumerate(references):
         field = f"members[{index}]"
-        with _named(f"{field}.uri"):
-            folder = find_model_folder(reference.uri, digest=reference.digest)
-            digest = folder_digest(folder)
-        if reference.digest and reference.digest != digest:
-            raise InvalidInputError(
-                f"{reference.uri} has the digest {digest}, not {reference.digest}",
-                field=f"{field}.digest",
-                reason="DIGEST_MISMATCH",
-            )
+        folder, digest = _find_folder(reference, field=field)
         with _named(f"{field}.uri"):
             tokenizer = load_tokenizer(folder)
             fingerprint = _tokenizer_fingerprint(folder)
@@ -96,6 +88,25 @@ def load_member(files: MemberFiles, *, index: int, options: RewardModelOptions) 
     """The member with its weights on the device."""
     model = _load_classifier(files.folder, field=f"members[{index}].uri", options=options)
     return Member(files.identity, model, files.codec, files.context_length)
+
+
+def _find_folder(reference: ModelIdentity, *, field: str) -> tuple[Path, str]:
+    """(local folder, its digest), the digest being the one asked for."""
+    try:
+        with _named(f"{field}.uri"):
+            folder = find_model_folder(reference.uri, digest=reference.digest)
+            digest = folder_digest(folder)
+    except CorruptionError as error:
+        if not reference.digest:
+            raise
+        raise InvalidInputError(error.message, field=f"{field}.digest", reason="DIGEST_MISMATCH") from error
+    if reference.digest and reference.digest != digest:
+        raise InvalidInputError(
+            f"{reference.uri} has the digest {digest}, not {reference.digest}",
+            field=f"{field}.digest",
+            reason="DIGEST_MISMATCH",
+        )
+    return folder, digest
 
 
 def _load_classifier(folder: Path, *, field: str, options: RewardModelOptions) -> Any:
