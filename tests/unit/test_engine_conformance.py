@@ -199,6 +199,21 @@ async def test_a_prompt_too_long_for_the_context_is_refused_and_never_cut(engine
         await engine.choice_logprobs([ChoiceRequest((9,) * 250, ((9,) * 6,), ((5,), (6,)))])
 
 
+async def test_what_is_no_token_of_the_model_is_refused(engine: Engine) -> None:
+    for token in (-1, 100_000):
+        with pytest.raises(InvalidInputError) as caught:
+            await engine.generate([GenerateRequest(prompt_ids=(9, token, 9), num_completions=1, max_tokens=1)])
+        assert (caught.value.reason, caught.value.field) == ("TOKEN_OUT_OF_VOCABULARY", "prompts[0]")
+
+
+async def test_an_answer_may_fill_the_context(engine: Engine, reference: Any) -> None:
+    request = ChoiceRequest((9,) * 240, ((10,) * 13,), ((20,), (20, 21, 22)))
+    [result] = await engine.choice_logprobs([request])
+    whole = plain_logprobs(reference, request.prefix_ids + request.suffixes[0] + (20, 21, 22))
+    expected = sum(whole[252 + step, token].item() for step, token in enumerate((20, 21, 22, 3)))
+    assert result.logprobs[0][1] == pytest.approx(expected, abs=1e-4)
+
+
 async def test_the_context_bounds_a_completion(engine: Engine) -> None:
     request = GenerateRequest(prompt_ids=(9,) * 250, num_completions=8, max_tokens=100)
     [generations] = await engine.generate([request])

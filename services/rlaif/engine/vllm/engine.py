@@ -140,7 +140,8 @@ class VllmEngine:
     ) -> list[list[Generation]]:
         """Completions of each request; `on_generation` hears of each as it finishes."""
         self._check_open()
-        check_generate(requests, context_length=self.context_length)
+        vocabulary_size = self._model.config.get_text_config().vocab_size
+        check_generate(requests, context_length=self.context_length, vocabulary_size=vocabulary_size)
 
         async def complete(index: int, completion: int, adapter: LoRARequest | None) -> Generation:
             generation = await self._complete(requests[index], completion, adapter)
