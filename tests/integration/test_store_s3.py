@@ -277,6 +277,8 @@ def test_a_model_copied_there_by_other_tools_is_fetched(
     for path in model_folder.iterdir():
         client.upload_file(str(path), bucket, f"models/tiny/{path.name}")
     client.put_object(Bucket=bucket, Key="models/tiny/training_args.bin", Body=b"pickle")
+    for folder in ("models/", "models/tiny/", "models/tiny/old/"):
+        client.put_object(Bucket=bucket, Key=folder, Body=b"")
     folder = fetch_model(f"s3://{bucket}/models/tiny", digest=folder_digest(model_folder))
     assert folder_digest(folder) == folder_digest(model_folder)
     assert not (folder / "training_args.bin").exists()

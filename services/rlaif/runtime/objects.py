@@ -112,7 +112,8 @@ class ObjectStore:
         return [
             ObjectInfo(path.removeprefix(prefix), int(info["size"]), _tag(info))
             for path, info in sorted(found.items())
-            if path.startswith(prefix) and info.get("type") != "directory"
+            # Consoles leave empty objects whose names end with a slash where somebody made a folder.
+            if path.startswith(prefix) and not path.endswith("/") and info.get("type") != "directory"
         ]
 
     def list_folders(self, folder: str) -> list[str]:
