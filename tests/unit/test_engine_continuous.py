@@ -167,6 +167,22 @@ async def test_a_row_larger_than_the_cache_runs_alone(model_folder: Path) -> Non
         assert tokens_of(results) == tokens_of(await engine.generate([LONG]))
 
 
+async def test_a_flood_of_long_prompts_does_not_stop_those_who_run(model_folder: Path) -> None:
+    # A pass over prompts takes 16 tokens, so each of the 150 prompts needs ten, and 40 tokens come one a pass.
+    running = dataclasses.replace(LONG, num_completions=1, max_tokens=40, temperature=10.0)
+    async with opened(model_folder, max_batch_tokens=16) as engine:
+        first = asyncio.create_task(engine.generate([running]))
+        await until(lambda: engine.usage.running_completions > 0)
+        flood = [
+            asyncio.create_task(engine.generate([GenerateRequest((9, 10, 11 + number) * 53, 1, 1)]))
+            for number in range(150)
+        ]
+        await first
+        usage = engine.usage
+        assert usage.waiting_completions > 100
+        await asyncio.gather(*flood)
+
+
 async def test_urgent_calls_overtake_those_that_wait(model_folder: Path) -> None:
     for continuous in (True, False):
         async with opened(model_folder, max_cache_tokens=60, continuous_batching=continuous) as engine:

@@ -214,6 +214,8 @@ class HfEngine:
     async def check_health(self) -> None:
         """Returns when the engine works."""
         self._check_open()
+        if not self._worker.alive:
+            raise UnavailableError("the engine's thread has died; start the service again")
 
     async def close(self) -> None:
         """Frees the model; calls in flight finish first."""

@@ -27,6 +27,8 @@ _COMPACT_BELOW = 0.8
 _COMPACT_BELOW_WITH_NEWCOMERS = 0.5
 # A forward pass for one newcomer costs a good part of a step, so a full batch waits until this share of it has left.
 _JOIN_SHARE = 1 / 16
+# Prompts of one forward pass differ in length by no more than this, as padding costs as much as tokens.
+_ALIKE_TOKENS, _ALIKE_SHARE = 8, 0.2
 
 _Key = tuple[int, int, int, int, int, int]
 
@@ -214,25 +216,34 @@ class DecodeScheduler:
         self._recount()
 
     def _next_rows(self) -> list[Row]:
-        """The rows of the next forward pass over prompts, taken from the queue."""
+        """The rows of the next forward pass over prompts, taken from the queue: the first and those of alike length."""
         num_due = self._num_due()
         rows: list[Row] = []
+        passed_over: list[tuple[_Key, Row]] = []
         prompts: set[tuple[int, ...]] = set()
         running = self._batch.rows
         width, longest = 0, max((row.longest for row in running), default=0)
         with self._lock:
-            while len(rows) < num_due and self._waiting:
+            while self._waiting and len(rows) + len(passed_over) < num_due:
                 row = self._waiting[0][1]
-                prompts.add(row.request.prompt_ids)
-                width, longest = max(width, len(row.request.prompt_ids)), max(longest, row.longest)
+                if rows and self._apart(row, rows[0]):
+                    break
+                prompt = row.request.prompt_ids
+                if rows and self._takes_newcomers and not _alike(len(prompt), len(rows[0].request.prompt_ids)):
+                    passed_over.append(heapq.heappop(self._waiting))
+                    continue
+                prompts.add(prompt)
+                width, longest = max(width, len(prompt)), max(longest, row.longest)
                 too_wide = self._takes_newcomers and width * len(prompts) > self._limits.max_batch_tokens
                 too_many = longest * (len(running) + len(rows) + 1) > self._limits.max_cache_tokens
-                if rows and (too_wide or too_many or self._apart(row, rows[0])):
+                if rows and (too_wide or too_many):
                     break
                 heapq.heappop(self._waiting)
                 row.job.begun = True
                 row.job.num_waiting -= 1
                 rows.append(row)
+            for waiting in passed_over:
+                heapq.heappush(self._waiting, waiting)
             self._num_running += len(rows)
         return rows
 
@@ -312,3 +323,8 @@ class DecodeScheduler:
         for job in jobs:
             self._fail(job, error)
         self._recount()
+
+
+def _alike(length: int, other: int) -> bool:
+    """Whether prompts of these lengths can stand together without much padding."""
+    return abs(length - other) <= max(_ALIKE_TOKENS, _ALIKE_SHARE * other)

@@ -61,6 +61,11 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="rlaif-engine", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still runs."""
+        return self._thread.is_alive()
+
     def attach(self, stepper: Stepper) -> None:
         """The one stepper that runs here from now on; `wake` says that it has work."""
         with self._changed:
