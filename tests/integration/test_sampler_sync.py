@@ -179,6 +179,24 @@ async def test_load_policy_tells_what_is_wrong_with_a_version_and_the_old_one_is
             assert (await ask(target, lambda client: client.load_policy(POLICY, min_version=2))).version == 2
 
 
+async def test_adapters_and_full_weights_follow_each_other(
+    model_folder: Path, other_model_folder: Path, tmp_path: Path
+) -> None:
+    adapter = write_adapter(tmp_path / "adapter", base=model_folder)
+    async with sampler(model_folder, tmp_path) as (_, target):
+        said = {0: await ask(target, sample)}
+        for version, folder in enumerate((adapter, other_model_folder, adapter, model_folder), start=1):
+            digest = publish(tmp_path, folder, version=version)
+            state = await ask(target, lambda client, version=version: client.load_policy(POLICY, min_version=version))
+            assert (state.version, state.digest) == (version, digest)
+            said[version] = await ask(target, sample)
+            assert said[version].completions[0][0].policy_version == version
+    tokens = {version: [c.token_ids for c in batch.completions[0]] for version, batch in said.items()}
+    assert tokens[0] == tokens[4]
+    assert tokens[1] == tokens[3]
+    assert len({str(tokens[version]) for version in (0, 1, 2)}) == 3
+
+
 async def test_load_policy_says_at_its_deadline_what_it_waited_for(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
