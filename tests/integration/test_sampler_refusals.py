@@ -234,10 +234,24 @@ async def test_another_policy_is_not_found(stub: sampler_service_pb2_grpc.Sample
         assert invalid.value.field == "name"
 
 
-async def test_a_full_queue_says_when_to_try_again(stub: sampler_service_pb2_grpc.SamplerServiceStub) -> None:
+@pytest.mark.parametrize("continuous", [False, True])
+async def test_a_full_queue_says_when_to_try_again(model_folder: Path, continuous: bool) -> None:
+    settings = SamplerSettings(
+        model=str(model_folder),
+        policy=POLICY,
+        # Of rows of 200 tokens the cache holds eight: the others wait.
+        engine=EngineSettings(num_threads=1, continuous_batching=continuous, max_cache_tokens=1600),
+        listen=ListenSettings(metrics_address=None),
+        queue=QueueSettings(max_queue_completions=20),
+    )
     request = good_request()
-    request.params.num_completions, request.params.max_tokens = 16, 120
-    outcomes = await asyncio.gather(*(stub.SampleCompletions(request) for _ in range(6)), return_exceptions=True)
+    request.params.num_completions, request.params.max_tokens = 16, 190
+    async with serving(make_service(settings), settings.listen) as server:
+        channel = open_aio_channel(ClientSettings(target=server.address))
+        stub = sampler_service_pb2_grpc.SamplerServiceStub(channel)
+        outcomes = await asyncio.gather(*(stub.SampleCompletions(request) for _ in range(6)), return_exceptions=True)
+        assert len((await stub.SampleCompletions(request)).completions) == 16
+        await channel.close()
     refused = [outcome for outcome in outcomes if isinstance(outcome, RlaifError)]
     assert refused
     assert len(refused) < 6
