@@ -21,7 +21,7 @@ export RLAIF_SHARED ?= ../shared
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 VLLM_STAMP := $(VLLM_VENV)/.installed
-VLLM_TESTS := tests/unit/test_engine_conformance.py tests/unit/test_engine_loading.py tests/integration/test_vllm_engine.py tests/e2e/test_vllm_services.py
+VLLM_TESTS := tests/unit/test_engine_conformance.py tests/unit/test_engine_loading.py tests/integration/test_vllm_engine.py tests/integration/test_openai_vllm_server.py tests/e2e/test_vllm_services.py
 # vLLM's CPU build is for these processors; empty elsewhere.
 VLLM_RUNS := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && grep -qsw avx512f /proc/cpuinfo && echo yes)
 PROTOS := $(wildcard proto/rlaif/v1/*.proto)

@@ -45,7 +45,9 @@ class RefusedError(Exception):
 class ModelServer:
     """One model behind the protocol. `requests` holds what came, `fault` is asked before each answer."""
 
-    def __init__(self, folder: Path, *, manner: Manner = "vllm", logprobs: bool = True, constraints: bool = True) -> None:
+    def __init__(
+        self, folder: Path, *, manner: Manner = "vllm", logprobs: bool = True, constraints: bool = True
+    ) -> None:
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         self.codec = ChatCodec(self.tokenizer)
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -118,7 +120,8 @@ class ModelServer:
         if chat:
             choice |= {"message": {"role": "assistant", "content": text}, "logprobs": None}
             if body.get("logprobs"):
-                choice["logprobs"] = {"content": [self._chat_entry(*each, body) for each in zip(tokens, scores)]}
+                entries = [self._chat_entry(*each, body) for each in zip(tokens, scores, strict=True)]
+                choice["logprobs"] = {"content": entries}
             return choice
         choice |= {"text": text, "logprobs": None}
         if body.get("logprobs"):
@@ -211,10 +214,10 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Http
 
-    def do_GET(self) -> None:  # noqa: N802 - named by the library
+    def do_GET(self) -> None:
         self._serve({})
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         self._serve(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
     def _serve(self, body: Mapping[str, Any]) -> None:

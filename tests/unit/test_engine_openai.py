@@ -307,7 +307,7 @@ async def test_what_the_server_can_do_is_found_out_and_told_in_one_line(
         async with opened(url, model_folder if mode == "completions" else None) as engine:
             told = engine.capabilities
             assert (told.choice_logprobs, told.constraints, told.token_ids) == (choice_logprobs, constraints, token_ids)
-            assert not (told.loads_weights or told.loads_adapters or told.repeatable)
+            assert not any((told.loads_weights, told.loads_adapters, told.repeatable))
             if not choice_logprobs:
                 with pytest.raises(UnsupportedError, match="gives no log-probabilities"):
                     await engine.choice_logprobs([choice_request(engine)])
@@ -325,7 +325,7 @@ async def test_the_context_is_the_servers_unless_the_settings_say_less(
         async with opened(url, context_length=limit) as engine:
             assert engine.context_length == expected
     with serving_model(ModelServer(model_folder, manner="plain")) as plain:
-        with pytest.raises(InvalidInputError, match="engine.context_length") as caught:
+        with pytest.raises(InvalidInputError, match=r"engine\.context_length") as caught:
             await OpenAiEngine.open(settings_for(plain), model=MODEL)
         assert caught.value.field == "engine.context_length"
 

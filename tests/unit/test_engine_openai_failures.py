@@ -1,4 +1,4 @@
-"""A server of the OpenAI protocol that misbehaves: every failure is a typed error that names the endpoint, no number."""
+"""A server of the OpenAI protocol that misbehaves: every failure is a typed error that names it, no number."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ FAULTS: dict[str, tuple[Fault, type[RlaifError], str, str]] = {
         "RATE_LIMITED",
         "exceeded your current quota",
     ),
-    "garbage": (says(200, b'{"choices": [{"te'), UnavailableError, "MALFORMED_RESPONSE", "application/json that are no"),
+    "garbage": (says(200, b'{"choices": [{"te'), UnavailableError, "MALFORMED_RESPONSE", "json that are no JSON"),
     "a page": (
         says(200, b"<html>Welcome</html>", {"Content-Type": "text/html; charset=utf-8"}),
         UnavailableError,

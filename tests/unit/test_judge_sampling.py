@@ -181,9 +181,7 @@ def test_a_label_that_was_not_listed_is_0_only_where_it_cannot_matter(
 
 def test_no_mass_is_no_vote_even_where_none_is_asked_for() -> None:
     nothing = order_vote(-math.inf, -math.inf, unlisted=0.0)
-    vote = combine_orders(
-        "p", weight=1.0, first_shown_first=nothing, second_shown_first=nothing, min_verdict_mass=0.0
-    )
+    vote = combine_orders("p", weight=1.0, first_shown_first=nothing, second_shown_first=nothing, min_verdict_mass=0.0)
     assert vote.abstention_reason is AbstentionReason.LOW_VERDICT_MASS
 
 

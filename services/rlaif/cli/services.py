@@ -212,8 +212,8 @@ def check_engine(engine: EngineKind) -> None:
     """SettingsError with the fix where this environment has not what the engine needs."""
     if engine == "openai":
         raise SettingsError(
-            "rlaif run and rlaif up start the playground's own models, which no server elsewhere runs; take hf or vllm, "
-            "and give kind openai to a service of your own (docs/engines.md)",
+            "rlaif run and rlaif up start the playground's own models, which no server elsewhere runs; take hf or vllm,"
+            " and give kind openai to a service of your own (docs/engines.md)",
             field="--engine",
         )
     if engine == "vllm":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from rlaif.core.errors import RlaifError, UnavailableError, UnsupportedError
 from rlaif.engine.openai.answers import Position, only_choice, read_positions, token_id_of
@@ -16,6 +16,7 @@ from rlaif.engine.protocol import Constraint, TokenIds
 # Words that no model says unless it is held to them.
 _PROBE_CONSTRAINT = Constraint(choices=("quail-17", "quail-29"))
 _FEW_LOGPROBS = 5
+_FORMS: tuple[ConstraintForm, ...] = ("structured_outputs", "guided", "json_schema")
 
 Ask = Callable[[Mapping[str, Any], int], Awaitable[Mapping[str, Any]]]
 """Sends a probe's fields and the most tokens to answer; returns the one choice of the answer."""
@@ -127,7 +128,7 @@ async def _constraint_form(endpoint: Endpoint, settings: OpenAiSettings, ask: As
     """The first form that the server honours: some take unknown fields and ignore them."""
     if settings.constraints == "none":
         return "none"
-    forms = get_args(ConstraintForm) if settings.constraints == "auto" else (settings.constraints,)
+    forms: tuple[ConstraintForm, ...] = (settings.constraints,) if settings.constraints != "auto" else _FORMS
 
     async def honoured(form: ConstraintForm) -> bool:
         choice = await ask(constraint_fields(_PROBE_CONSTRAINT, form), 48)
@@ -138,7 +139,7 @@ async def _constraint_form(endpoint: Endpoint, settings: OpenAiSettings, ask: As
         return constrained_text(text, _PROBE_CONSTRAINT, form, endpoint.malformed) in _PROBE_CONSTRAINT.choices
 
     for form in forms:
-        if form != "none" and await _works(honoured(form)):
+        if await _works(honoured(form)):
             return form
     return "none"
 

@@ -25,10 +25,11 @@ def constraint_fields(constraint: Constraint, form: ConstraintForm) -> dict[str,
     if form == "json_schema":
         wanted = {"name": _ANSWER, "strict": True, "schema": schema or _wrapped(constraint)}
         return {"response_format": {"type": "json_schema", "json_schema": wanted}}
+    kind, value = "json", schema
     if constraint.choices:
         kind, value = "choice", list(constraint.choices)
-    else:
-        kind, value = ("regex", constraint.regex) if constraint.regex else ("json", schema)
+    elif constraint.regex:
+        kind, value = "regex", constraint.regex
     return {"guided_" + kind: value} if form == "guided" else {"structured_outputs": {kind: value}}
 
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from rlaif.core.conversation import Message
-from rlaif.core.errors import InvalidInputError, RlaifError, UnavailableError, UnsupportedError
+from rlaif.core.errors import DeadlineError, InvalidInputError, RlaifError, UnavailableError, UnsupportedError
 from rlaif.engine.checks import check_choices, check_generate
 from rlaif.engine.openai.abilities import Abilities, find_context_length, probe_chat, probe_completions
 from rlaif.engine.openai.asking import ChoiceRow, Way
 from rlaif.engine.openai.chat import ChatWay
-from rlaif.engine.openai.endpoint import PROMPT_TOO_LONG, Endpoint
+from rlaif.engine.openai.endpoint import MALFORMED_RESPONSE, PROMPT_TOO_LONG, Endpoint
 from rlaif.engine.openai.settings import OpenAiSettings
 from rlaif.engine.protocol import (
     Capabilities,
@@ -155,8 +155,9 @@ class OpenAiEngine:
         self._check_open()
         try:
             await self._endpoint.get("/models", timeout_seconds=_HEALTH_SECONDS)
-        except (UnavailableError, TimeoutError) as error:
-            if error.reason != "MALFORMED_RESPONSE":
+        except (UnavailableError, DeadlineError) as error:
+            # What answers in another language is there all the same.
+            if error.reason != MALFORMED_RESPONSE:
                 raise UnavailableError(f"{self._endpoint.url} is lost: {error}") from error
         except RlaifError:
             # It answered; not every server lists its models.
@@ -191,9 +192,7 @@ async def _context_length(endpoint: Endpoint, *, limit: int | None) -> int:
     return min(known)
 
 
-async def _open_way(
-    endpoint: Endpoint, settings: OpenAiSettings, *, context_length: int
-) -> tuple[Way, Abilities]:
+async def _open_way(endpoint: Endpoint, settings: OpenAiSettings, *, context_length: int) -> tuple[Way, Abilities]:
     if settings.mode == "chat":
         abilities = await probe_chat(endpoint, settings)
         return ChatWay(endpoint, settings, abilities=abilities, context_length=context_length), abilities

@@ -47,7 +47,7 @@ class OpenAiSettings(SettingsModel):
     """How the server is told what a text must be: vLLM's field, older vLLM's fields, response_format; auto tries."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Field that bounds a chat answer; some vendors' newer models take the second only."""
-    extra_body: dict[str, Any] = {}
+    extra_body: dict[str, Any] = Field(default_factory=dict)
     """Fields to add to every request, for example {"chat_template_kwargs": {"enable_thinking": false}}; no secrets."""
 
     @field_validator("base_url")
