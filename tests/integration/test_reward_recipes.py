@@ -27,6 +27,7 @@ from rlaif.runtime.artifacts import folder_digest
 from rlaif.runtime.server import serving
 from rlaif.runtime.settings import ClientSettings, ListenSettings
 from rlaif.runtime.store import open_store
+from rlaif.runtime.telemetry import REGISTRY
 from rlaif.v1 import conversation_pb2, reward_service_pb2, reward_service_pb2_grpc
 
 ASK = (Message("user", "How do I boil an egg?"),)
@@ -125,8 +126,18 @@ async def test_an_ensemble_is_aggregated_as_its_settings_say(members: list[str],
     assert (state.aggregation, state.variance_weight) == (aggregation, weight.get("variance_weight", 0.0))
 
 
+# Of the three inputs of the test below: the judge scores the one that is too long for the other component.
+OUTCOMES = {("counted", "scored"): 2, ("counted", "too_long"): 1, ("judge", "scored"): 2, ("judge", "abstained"): 1}
+
+
+def counted(component: str, outcome: str) -> float:
+    labels = {"component": component, "outcome": outcome}
+    return REGISTRY.get_sample_value("rlaif_reward_rewards_total", labels) or 0.0
+
+
 async def test_one_failed_component_leaves_no_reward_and_is_named(members: list[str]):
-    components = [{"kind": "reward_model", "name": "quality", "members": members[:1]}, {"kind": "judge"}]
+    components = [{"kind": "reward_model", "name": "counted", "members": members[:1]}, {"kind": "judge"}]
+    before = {outcome: counted(*outcome) for outcome in OUTCOMES}
     async with (
         serve_judge(ScriptedEngine(script), MemoryLedger()) as judge,
         running(components, judge=judge) as settings,
@@ -140,10 +151,11 @@ async def test_one_failed_component_leaves_no_reward_and_is_named(members: list[
         with pytest.raises(InvalidInputError) as caught:
             await ask(settings, lambda c: c.score(NAME, INPUTS))
     assert (abstained.value, abstained.failure_reason, abstained.failed_component) == (None, "ABSTAINED", "judge")
-    assert list(abstained.components) == ["quality"]
-    assert (too_long.value, too_long.failure_reason, too_long.failed_component) == (None, "TOO_LONG", "quality")
+    assert list(abstained.components) == ["counted"]
+    assert (too_long.value, too_long.failure_reason, too_long.failed_component) == (None, "TOO_LONG", "counted")
     assert whole.value is not None
     assert caught.value.field == "constitution"
+    assert {outcome: counted(*outcome) - before[outcome] for outcome in OUTCOMES} == OUTCOMES
 
 
 async def test_a_judge_that_is_away_fails_the_call_and_is_no_number(members: list[str]):

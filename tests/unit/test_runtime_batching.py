@@ -318,8 +318,23 @@ async def test_a_queue_that_is_full_by_size_refuses_in_its_own_unit():
     waiting = calling("second", batcher, [15])
     await asyncio.sleep(0)
     assert batcher.size_queued == 15
+    batcher.check_room()
     with pytest.raises(QuotaExceededError, match="15 tokens are waiting and at most 20 may, of one caller at most 10"):
         await batcher.submit([11])
     recorder.gate.set()
     assert await asyncio.gather(running, waiting) == [[0], [150]]
+    await batcher.close()
+
+
+async def test_a_caller_that_would_be_refused_is_told_before_it_submits():
+    recorder = Recorder()
+    batcher = make_sized(recorder, mix=False, max_queue_size=20)
+    running = await busy(recorder, batcher)
+    waiting = calling("", batcher, [20])
+    await asyncio.sleep(0)
+    with pytest.raises(QuotaExceededError):
+        batcher.check_room()
+    recorder.gate.set()
+    await asyncio.gather(running, waiting)
+    batcher.check_room()
     await batcher.close()

@@ -29,6 +29,7 @@ __all__ = ["EncodedInput", "RewardEnsemble", "RewardModelEngine", "RewardModelOp
 
 # What a forward pass costs beside its tokens, in tokens: reading the weights and starting the kernels.
 _PASS_TOKENS_CPU, _PASS_TOKENS_GPU = 32, 1024
+_TOKENIZER_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,14 @@ class EncodedInput:
 
 
 class RewardModelEngine:
-    """Loads and runs reward models in one thread, in order of arrival; tokenises in another."""
+    """Loads and runs reward models in one thread, in order of arrival; tokenises in others."""
 
     def __init__(self, options: RewardModelOptions, *, num_threads: int = 0) -> None:
         self._options = options
         self._pass_tokens = _PASS_TOKENS_CPU if options.device.startswith("cpu") else _PASS_TOKENS_GPU
         self._worker = Worker(num_threads=num_threads)
-        self._tokenizers = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rlaif-reward-tokens")
+        # More than one, so that a short request is not held up by the texts of a long one.
+        self._tokenizers = ThreadPoolExecutor(max_workers=_TOKENIZER_THREADS, thread_name_prefix="rlaif-reward-tokens")
 
     async def load(self, references: Sequence[ModelIdentity]) -> RewardEnsemble:
         """The ensemble; a digest that is given must be the folder's. InvalidInputError names the member.

@@ -52,6 +52,7 @@ class TrainedEnsemble:
 
     async def score(self, inputs: Sequence[ScoredInput], *, constitution: str) -> list[RawValue]:
         """One value an input; what does not fit some member's context has none."""
+        self._batcher.check_room()
         encoded = await self._engine.encode(
             self._ensemble, [(scored.conversation, scored.response) for scored in inputs]
         )

@@ -108,6 +108,10 @@ class Batcher(Generic[Item, Result]):
                 self._withdraw(caller)
         return results
 
+    def check_room(self) -> None:
+        """QuotaExceededError when the caller could not submit anything now: asked before work that goes ahead of it."""
+        self._admit(1, caller=current_caller())
+
     async def close(self) -> None:
         """Ends the work that was accepted, then stops."""
         self._closed = True
