@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from rlaif.core.errors import SettingsError
 from rlaif.engine.protocol import Engine
 from rlaif.engine.settings import EngineSettings
@@ -21,6 +23,9 @@ async def open_vllm(settings: EngineSettings, *, model: str, version: int = 0) -
     on_cpu = runs_on_cpu()
     eager = settings.vllm.enforce_eager if settings.vllm.enforce_eager is not None else on_cpu
     prepare_environment(num_threads=settings.num_threads, compiled=not eager)
+    if logging.getLogger().level > logging.DEBUG:
+        # Its dozens of lines a start would hide the service's own.
+        logging.getLogger("vllm").setLevel(logging.WARNING)
     from rlaif.engine.vllm.engine import VllmEngine
 
     return await VllmEngine.open(model, version=version, settings=settings, on_cpu=on_cpu, eager=eager)
