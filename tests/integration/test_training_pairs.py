@@ -103,9 +103,9 @@ def assert_served_as_trained(model: Path, labels: Path) -> None:
         engine = RewardModelEngine(RewardModelOptions(), num_threads=1)
         ensemble = await engine.load([ModelIdentity(uri=str(model), digest="")])
         inputs = [((Message(**row["messages"][0]),), row[side]) for row in rows for side in ("first", "second")]
-        estimates = await engine.score(ensemble, inputs)
+        values = await engine.score(await engine.encode(ensemble, inputs), repeatable=True)
         engine.close()
-        return [estimate.mean or 0.0 for estimate in estimates]
+        return [value for (value,) in values]
 
     rewards = asyncio.run(score())
     agreeing = [(rewards[2 * n] > rewards[2 * n + 1]) == (row["probability_first"] > 0.5) for n, row in enumerate(rows)]
