@@ -15,7 +15,7 @@ AggregationKind = Literal["mean", "worst_case", "uncertainty_weighted"]
 
 @dataclass(frozen=True)
 class Aggregation:
-    """How the k members' values r_i become one (Coste et al. 2023, arXiv 2310.02743, §3).
+    """How the k members' values r_i become one (Coste et al. 2023, arXiv 2310.02743, "WCO" and "UWO").
 
     mean: R = 1/k Σ r_i. worst_case (WCO): R = min_i r_i. uncertainty_weighted (UWO): R = 1/k Σ r_i - λ · 1/k Σ (r_i -
     1/k Σ r_j)², λ being `variance_weight`. The members' values are taken as they are: for the minimum to mean something

@@ -18,7 +18,7 @@ def length_penalty(length: int, *, limit: int, per_unit: float, cap: float) -> f
 def repetition_penalty(words: Sequence[str], *, ngram_size: int) -> float:
     """Minus the share of n-grams that repeat an earlier one, in (-1, 0]; 0 where there is no n-gram.
 
-    The share is seq-rep-n = 1 - |unique n-grams| / |n-grams| (Welleck et al. 2019, arXiv 1908.04319, §6), taken over
+    The share is seq-rep-n = 1 - |unique n-grams| / |n-grams| (Welleck et al. 2019, arXiv 1908.04319), taken over
     words instead of tokens, so that it does not depend on a tokenizer.
     """
     num_ngrams = len(words) - ngram_size + 1
