@@ -1,8 +1,9 @@
 """Engines, sampler and reward service against their raw limits, on random-weight models of 50 M parameters on a CPU.
 
 Prompts and replies have the lengths of HH-RLHF's harmless dialogues. Every repetition runs all contenders in turn and
-the ratios are medians over the repetitions. Prints a table, then `ratio <name> <value> goal <goal>` and
-`figure <name> <value> <unit>` lines; the same goes to build/bench/engines.json. `--engine vllm` needs vLLM installed.
+the ratios are medians over the repetitions; a ratio without a goal is what the machine allows at most. Prints a table,
+then `ratio <name> <value> goal <goal>` and `figure <name> <value> <unit>` lines; the same goes to
+build/bench/engines.json. `--engine vllm` needs vLLM installed.
 """
 
 from __future__ import annotations
@@ -217,7 +218,11 @@ async def bench_reward(folder: Path, options: argparse.Namespace) -> Figures:
     """Scores a second of the reward service, of sorted batches of ready token ids, and of one input at a time."""
     figures = Figures("scores/s", GOALS)
     texts = Texts(seed=2)
-    config = {"reward_models": {"bench": [str(folder / "reward_model")]}, "engine": {"max_batch_tokens": BATCH_TOKENS}}
+    config = {
+        "reward_models": {"bench": [str(folder / "reward_model")]},
+        "engine": {"max_batch_tokens": BATCH_TOKENS},
+        "mix_requests": True,
+    }
     raw = RawRewardModel(folder / "reward_model")
     with service_process(folder, "reward", config) as reward:
 
@@ -235,6 +240,7 @@ async def bench_reward(folder: Path, options: argparse.Namespace) -> Figures:
             figures.tell(options.repetitions)
         figures.compare("reward_grpc_vs_raw", "grpc", "raw_sorted_batches")
         figures.compare("reward_grpc_vs_one_by_one", "grpc", "one_by_one")
+        figures.compare("reward_raw_vs_one_by_one", "raw_sorted_batches", "one_by_one")
         for callers in LOADS:
             _, seconds = await score_over_grpc(reward.target, inputs(max(48, 4 * callers)), callers)
             add_latencies(figures, "reward", callers, seconds)

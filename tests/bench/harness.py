@@ -166,7 +166,8 @@ class Figures:
             spread = f"({min(values):.4g} to {max(values):.4g})"
             yield f"{name:<36}{statistics.median(values):>12.4g} {self.unit}   {spread}"
         for name, ratio in self.ratios.items():
-            yield f"ratio {name} {ratio:.3f} goal {self.goals[name]:g}"
+            goal = f" goal {self.goals[name]:g}" if name in self.goals else ""
+            yield f"ratio {name} {ratio:.3f}{goal}"
         for name, (value, unit) in self.figures.items():
             yield f"figure {name} {value:.4g} {unit}"
 
