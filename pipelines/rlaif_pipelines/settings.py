@@ -19,7 +19,7 @@ from rlaif.core.quality import GateLimits
 from rlaif.playground.paths import JUDGE_DIR, POLICY_DIR
 from rlaif.runtime.settings import SettingsModel
 from rlaif.runtime.store import ArtifactRoot
-from rlaif_pipelines.training.config import EngineSettings
+from rlaif_pipelines.training.config.common import EngineSettings
 
 _CREDENTIALS: Final = re.compile(r"://[^/@]*@")
 PLAYGROUND: Final = "playground"

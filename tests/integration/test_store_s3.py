@@ -40,7 +40,8 @@ from rlaif.runtime.settings import ClientSettings, ListenSettings
 from rlaif.runtime.store import ArtifactStore, fetch_model, open_store
 from rlaif.sampler.process import make_service
 from rlaif.sampler.settings import SamplerSettings
-from rlaif_pipelines.training.config import PublishSettings, RlTraining
+from rlaif_pipelines.training.config.common import PublishSettings
+from rlaif_pipelines.training.config.rl import RlTraining
 from rlaif_pipelines.training.model import open_base
 from rlaif_pipelines.training.publishing import publish_adapter
 from rlaif_pipelines.training.rl import train

@@ -23,7 +23,8 @@ from rlaif.engine.reward_model import RewardModelEngine, RewardModelOptions
 from rlaif.runtime.artifacts import folder_digest, read_desired
 from rlaif_pipelines.jobs.local import JobSpec, run_job
 from rlaif_pipelines.training import dpo, reward
-from rlaif_pipelines.training.config import DpoTraining, RewardTraining
+from rlaif_pipelines.training.config.dpo import DpoTraining
+from rlaif_pipelines.training.config.reward import RewardTraining
 from training_fakes import label, write_lines
 
 ENGINE = {"num_threads": 1, "attention": "eager"}

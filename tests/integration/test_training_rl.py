@@ -21,7 +21,7 @@ from rlaif.runtime.server import serving
 from rlaif.runtime.settings import ClientSettings, ListenSettings
 from rlaif.sampler.process import make_service
 from rlaif.sampler.settings import SamplerSettings
-from rlaif_pipelines.training.config import RlTraining
+from rlaif_pipelines.training.config.rl import RlTraining
 from rlaif_pipelines.training.errors import GuardError, PausedError
 from rlaif_pipelines.training.rl import train
 from training_fakes import FakeRewards, prompt, write_lines
@@ -32,7 +32,7 @@ JOB = """
 import sys, time
 from pathlib import Path
 from rlaif.client.sampler import SamplerClient
-from rlaif_pipelines.training.config import RlTraining
+from rlaif_pipelines.training.config.rl import RlTraining
 from rlaif_pipelines.training.rl import train
 from training_fakes import FakeRewards
 settings = RlTraining.model_validate_json(Path(sys.argv[1]).read_text())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlaif_pipelines.training.config import EngineSettings, OptimizerSettings
+from rlaif_pipelines.training.config.common import EngineSettings, OptimizerSettings
 from rlaif_pipelines.training.engine import learning_rate
 from rlaif_pipelines.training.pair_loop import PairSchedule
 from rlaif_pipelines.training.pairs import EncodedPair, pair_quality, pair_values

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlaif.core.errors import DeadlineError, InvalidInputError, PreconditionError, UnavailableError
-from rlaif_pipelines.training.config import RlTraining
+from rlaif_pipelines.training.config.rl import RlTraining
 from rlaif_pipelines.training.data import read_prompts
 from rlaif_pipelines.training.errors import PausedError
 from rlaif_pipelines.training.rollouts import RolloutMaker, Rollouts

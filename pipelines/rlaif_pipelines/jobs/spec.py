@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlaif_pipelines.training.config import Verb
+from rlaif_pipelines.training.config.verbs import Verb
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rlaif_pipelines.stages.policy import PolicyVersion, starting_policy
 from rlaif_pipelines.stages.prompts import PROMPTS_FILE
 from rlaif_pipelines.stages.reward_model import REWARD_MODEL
 from rlaif_pipelines.stages.training_job import train_model
-from rlaif_pipelines.training.config import Verb
+from rlaif_pipelines.training.config.verbs import Verb
 
 JUDGE_REWARD: Final = "rewardModels/judge"
 

@@ -9,7 +9,7 @@ from typing import Any
 from rlaif.core.errors import InvalidInputError, RlaifError
 from rlaif_pipelines.context import RunContext, read_json, write_json
 from rlaif_pipelines.jobs.local import JobSpec, run_job
-from rlaif_pipelines.training.config import SETTINGS, Verb
+from rlaif_pipelines.training.config.verbs import SETTINGS, Verb
 
 RECORD_FILE = "training.json"
 _WRONG_INPUT, _GUARDED = 2, 3

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlaif.runtime.artifacts import atomic_write_folder
 from rlaif_pipelines.training import engine as processes
-from rlaif_pipelines.training.config import DpoTraining
+from rlaif_pipelines.training.config.dpo import DpoTraining
 from rlaif_pipelines.training.data import read_labels, split_by_prompt
 from rlaif_pipelines.training.engine import TrainingEngine
 from rlaif_pipelines.training.losses import dpo_loss, dpo_margin, sum_by_sequence

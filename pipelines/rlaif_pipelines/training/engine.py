@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlaif_pipelines.training.checkpoint import Checkpoint, drop_checkpoints_after, latest_checkpoint
-from rlaif_pipelines.training.config import EngineSettings, OptimizerSettings
+from rlaif_pipelines.training.config.common import EngineSettings, OptimizerSettings
 from rlaif_pipelines.training.errors import DivergedError
 
 _TAG = "engine"

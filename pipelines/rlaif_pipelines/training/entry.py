@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rlaif.core.errors import InvalidInputError, RlaifError, SettingsError
 from rlaif.runtime.settings import load_settings
-from rlaif_pipelines.training.config import SETTINGS
+from rlaif_pipelines.training.config.verbs import SETTINGS
 from rlaif_pipelines.training.errors import GuardError
 from rlaif_pipelines.training.termination import tell_termination
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.checkpoint import save_checkpoint
-from rlaif_pipelines.training.config import TrainingSettings
+from rlaif_pipelines.training.config.common import TrainingSettings
 from rlaif_pipelines.training.data import epoch_order, plan_micro_batches
 from rlaif_pipelines.training.engine import TrainingEngine, resume
 from rlaif_pipelines.training.errors import DivergedError

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlaif.core.errors import InvalidInputError
 from rlaif.core.preference import TIE_MARGIN
-from rlaif_pipelines.training.config import EngineSettings
+from rlaif_pipelines.training.config.common import EngineSettings
 from rlaif_pipelines.training.data import LabelledPair, pad, plan_micro_batches
 from rlaif_pipelines.training.losses import soft_bradley_terry_loss
 from rlaif_pipelines.training.tokens import ChatEncoder

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlaif_pipelines.training import engine as processes
-from rlaif_pipelines.training.config import RlTraining
+from rlaif_pipelines.training.config.rl import RlTraining
 from rlaif_pipelines.training.data import pad, plan_micro_batches
 from rlaif_pipelines.training.engine import TrainingEngine
 from rlaif_pipelines.training.errors import DivergedError, GuardError

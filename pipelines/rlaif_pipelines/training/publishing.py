@@ -11,7 +11,7 @@ from rlaif.core.errors import InvalidInputError
 from rlaif.runtime.artifacts import PublishedVersion
 from rlaif.runtime.store import ArtifactStore, open_store
 from rlaif_pipelines.training import engine as processes
-from rlaif_pipelines.training.config import FailureSettings, PublishSettings
+from rlaif_pipelines.training.config.common import FailureSettings, PublishSettings
 from rlaif_pipelines.training.engine import TrainingEngine
 from rlaif_pipelines.training.errors import PausedError
 from rlaif_pipelines.training.model import Base, model_card, save_model

@@ -11,7 +11,7 @@ from typing import Any
 
 from rlaif.core.canonical import digest
 from rlaif.runtime.artifacts import atomic_write_text, folder_digest
-from rlaif_pipelines.training.config import TrainingSettings
+from rlaif_pipelines.training.config.common import TrainingSettings
 from rlaif_pipelines.training.model import Base
 
 RECORD_NAME = "training.json"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlaif.runtime.artifacts import atomic_write_folder
 from rlaif_pipelines.training import engine as processes
-from rlaif_pipelines.training.config import RewardTraining
+from rlaif_pipelines.training.config.reward import RewardTraining
 from rlaif_pipelines.training.data import Labels, read_labels, split_by_prompt
 from rlaif_pipelines.training.engine import TrainingEngine
 from rlaif_pipelines.training.losses import principle_loss, soft_bradley_terry_loss

@@ -14,7 +14,7 @@ from rlaif.client.sampler import SamplerClient
 from rlaif.runtime.artifacts import PublishedVersion, atomic_write_folder
 from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.checkpoint import checkpointed_steps, save_checkpoint
-from rlaif_pipelines.training.config import RlTraining
+from rlaif_pipelines.training.config.rl import RlTraining
 from rlaif_pipelines.training.data import read_prompts
 from rlaif_pipelines.training.engine import TrainingEngine, resume
 from rlaif_pipelines.training.errors import GuardError

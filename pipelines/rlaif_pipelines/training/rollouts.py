@@ -13,7 +13,8 @@ from rlaif.client.reward import RewardResult
 from rlaif.client.sampler import PolicyState, SampledBatch
 from rlaif.core.conversation import Conversation
 from rlaif.core.errors import DeadlineError, PreconditionError, QuotaExceededError, UnavailableError
-from rlaif_pipelines.training.config import FailureSettings, RewardSource, RlTraining
+from rlaif_pipelines.training.config.common import FailureSettings
+from rlaif_pipelines.training.config.rl import RewardSource, RlTraining
 from rlaif_pipelines.training.data import StratifiedPrompts, TrainingPrompt, sampling_seed
 from rlaif_pipelines.training.errors import PausedError
 
