@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlaif_pipelines.training import losses
+from tensor_sizes import LargestTensor
 
 LOG_2 = math.log(2.0)
 
 
 def tensor(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor made while it is active."""
-
-    num_elements = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for made in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(made, Tensor):
-                self.num_elements = max(self.num_elements, made.numel())
-        return result
 
 
 def sigmoid(value: float) -> float:
@@ -53,9 +39,9 @@ def test_token_logprobs_at_another_temperature_are_of_the_tempered_distribution(
     assert logprobs_N.item() == pytest.approx(math.log(2 / 3))
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 4, 100])
+@pytest.mark.parametrize("chunk_logits", [1, 4 * 17, 2**24])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_token_logprobs_and_gradients_do_not_depend_on_the_chunks(chunk_tokens: int, temperature: float) -> None:
+def test_token_logprobs_and_gradients_do_not_depend_on_the_chunks(chunk_logits: int, temperature: float) -> None:
     generator = torch.Generator().manual_seed(0)
     hidden_ND = torch.randn(11, 5, generator=generator, requires_grad=True)
     weight_VD = torch.randn(17, 5, generator=generator, requires_grad=True)
@@ -65,7 +51,7 @@ def test_token_logprobs_and_gradients_do_not_depend_on_the_chunks(chunk_tokens: 
     plain_N = torch.log_softmax(hidden_ND @ weight_VD.T / temperature, dim=-1).gather(1, targets_N[:, None]).squeeze(1)
     expected = torch.autograd.grad((plain_N * upstream_N).sum(), (hidden_ND, weight_VD))
     chunked_N, _ = losses.token_logprobs(
-        hidden_ND, weight_VD=weight_VD, targets_N=targets_N, temperature=temperature, chunk_tokens=chunk_tokens
+        hidden_ND, weight_VD=weight_VD, targets_N=targets_N, temperature=temperature, chunk_logits=chunk_logits
     )
     found = torch.autograd.grad((chunked_N * upstream_N).sum(), (hidden_ND, weight_VD))
 
@@ -79,7 +65,7 @@ def test_token_logprobs_make_no_matrix_of_all_tokens_by_the_vocabulary() -> None
     weight_VD = torch.randn(1024, 4, requires_grad=True)
     with LargestTensor() as largest:
         logprobs_N, _ = losses.token_logprobs(
-            hidden_ND, weight_VD=weight_VD, targets_N=torch.zeros(256, dtype=torch.long), chunk_tokens=16
+            hidden_ND, weight_VD=weight_VD, targets_N=torch.zeros(256, dtype=torch.long), chunk_logits=16 * 1024
         )
         logprobs_N.sum().backward()
     assert largest.num_elements == 16 * 1024

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch
 from torch import Tensor
 
-from rlaif_pipelines.training.config.common import EngineSettings, OptimizerSettings
+from rlaif_pipelines.training.config.common import OptimizerSettings
 from rlaif_pipelines.training.engine import learning_rate
+from rlaif_pipelines.training.losses import sum_by_sequence
+from rlaif_pipelines.training.packing import Layout, Rows
 from rlaif_pipelines.training.pair_loop import PairSchedule
-from rlaif_pipelines.training.pairs import EncodedPair, pair_quality, pair_values
+from rlaif_pipelines.training.pairs import EncodedPair, measure_pairs, pair_quality, pair_values
 
 
 def pair(prompt: int, first: int, second: int) -> EncodedPair:
@@ -19,19 +20,27 @@ def pair(prompt: int, first: int, second: int) -> EncodedPair:
     return EncodedPair((7,) * prompt, (1,) * first, (2,) * second, 0.5, 1.0)
 
 
-def sums_of_responses(ids: Tensor, mask: Tensor, response: Tensor) -> Tensor:
-    assert not (response & ~mask).any()
-    return (ids * response).sum(dim=1).float()
+def sums_of_responses(rows: Rows) -> Tensor:
+    return sum_by_sequence(rows.targets_N.float(), sequence_N=rows.branches_N, num_sequences=rows.num_branches)
 
 
-@pytest.mark.parametrize("micro_batch_tokens", [1, 256, 100_000])
-@pytest.mark.parametrize("zero_stage", [0, 3])
-def test_values_come_back_in_the_order_of_the_pairs(micro_batch_tokens: int, zero_stage: int) -> None:
-    pairs = [pair(3, 5, 40), pair(9, 33, 2), pair(1, 1, 1), pair(20, 17, 18)]
-    settings = EngineSettings(micro_batch_tokens=micro_batch_tokens, zero_stage=zero_stage)
-    first, second = pair_values(pairs, forward=sums_of_responses, settings=settings, pad_id=9)
+PAIRS = [pair(3, 5, 40), pair(9, 33, 2), pair(1, 1, 1), pair(20, 17, 18)]
+
+
+@pytest.mark.parametrize("shares_prefixes", [True, False])
+def test_values_come_back_in_the_order_of_the_pairs(shares_prefixes: bool) -> None:
+    layout = Layout(pad_id=9, shares_prefixes=shares_prefixes)
+    first, second = pair_values(PAIRS, forward=sums_of_responses, layout=layout)
     assert first.tolist() == [5.0, 33.0, 1.0, 17.0]
     assert second.tolist() == [80.0, 4.0, 2.0, 36.0]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 96, 100_000])
+def test_measured_in_passes_they_do_too(max_tokens: int) -> None:
+    first, second = measure_pairs(PAIRS, forward=sums_of_responses, layout=Layout(pad_id=9), max_tokens=max_tokens)
+    assert first.tolist() == [5.0, 33.0, 1.0, 17.0]
+    assert second.tolist() == [80.0, 4.0, 2.0, 36.0]
+    assert measure_pairs([], forward=sums_of_responses, layout=Layout(pad_id=9), max_tokens=1)[0].shape == (0,)
 
 
 def test_quality_of_known_margins() -> None:
@@ -75,11 +84,3 @@ def test_learning_rates_by_hand(schedule: str, expected: list[float]) -> None:
     settings = OptimizerSettings.model_validate({"learning_rate": 1.0, "warmup_steps": 2, "schedule": schedule})
     found = [learning_rate(step, settings=settings, num_steps=6) for step in range(6)]
     assert found == pytest.approx(expected)
-
-
-def test_integer_ids_are_not_mixed_up_by_padding() -> None:
-    first, _ = pair_values(
-        [pair(2, 3, 4)], forward=lambda ids, mask, _: mask.sum(dim=1).float(), settings=EngineSettings(), pad_id=0
-    )
-    assert first.tolist() == [5.0]
-    assert first.dtype == torch.float32

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rlaif.runtime.artifacts import atomic_write_folder
@@ -18,8 +17,16 @@ from rlaif_pipelines.training.engine import TrainingEngine
 from rlaif_pipelines.training.losses import dpo_loss, dpo_margin, sum_by_sequence
 from rlaif_pipelines.training.metrics import MetricsLog
 from rlaif_pipelines.training.model import Base, PolicyLogprobs, load_policy, model_card, open_base, save_model
+from rlaif_pipelines.training.packing import Layout, Rows, layout_for
 from rlaif_pipelines.training.pair_loop import PairSchedule, fit_pairs
-from rlaif_pipelines.training.pairs import EncodedPair, encode_pairs, pair_quality, pair_values, targets_of
+from rlaif_pipelines.training.pairs import (
+    EncodedPair,
+    encode_pairs,
+    measure_pairs,
+    pair_quality,
+    pair_values,
+    targets_of,
+)
 from rlaif_pipelines.training.publishing import publish
 from rlaif_pipelines.training.record import file_sha256, identity_of, write_record
 from rlaif_pipelines.training.tokens import ChatEncoder
@@ -43,15 +50,16 @@ def run(settings: DpoTraining) -> dict[str, Any]:
         num_epochs=settings.num_epochs,
         seed=settings.seed,
     )
-    engine = _new_engine(settings, base=base, num_steps=schedule.num_steps)
-    encoded_train = _with_reference(engine, encoded_train, settings=settings, base=base)
-    encoded_held_out = _with_reference(engine, encoded_held_out, settings=settings, base=base)
+    engine, layout = _new_engine(settings, base=base, num_steps=schedule.num_steps)
+    encoded_train = _with_reference(engine, encoded_train, layout=layout, settings=settings)
+    encoded_held_out = _with_reference(engine, encoded_held_out, layout=layout, settings=settings)
     engine.module.train()
     fit_pairs(
         engine,
         encoded_train,
-        pair_loss=lambda pairs: _loss(engine, pairs, settings=settings, base=base),
+        pair_loss=lambda pairs: _loss(engine, pairs, layout=layout, settings=settings),
         schedule=schedule,
+        layout=layout,
         settings=settings,
         checkpoints=settings.out / "checkpoints",
         identity=identity_of(settings, base=base, inputs={"labels": settings.labels}),
@@ -60,7 +68,7 @@ def run(settings: DpoTraining) -> dict[str, Any]:
         ),
     )
     engine.module.eval()
-    margins = _margins(engine, encoded_held_out, settings=settings, base=base)
+    margins = _margins(engine, encoded_held_out, layout=layout, settings=settings)
     quality = pair_quality(margins, [pair.probability_first for pair in encoded_held_out])
     counts = {
         "trained": len(encoded_train),
@@ -85,19 +93,21 @@ def run(settings: DpoTraining) -> dict[str, Any]:
     return results
 
 
-def _new_engine(settings: DpoTraining, *, base: Base, num_steps: int) -> TrainingEngine:
+def _new_engine(settings: DpoTraining, *, base: Base, num_steps: int) -> tuple[TrainingEngine, Layout]:
     precision = settings.engine.precision
     model = load_policy(base, precision=precision, attention=settings.engine.attention).eval()
-    return TrainingEngine(
+    layout = layout_for(model, pad_id=base.pad_id, share_prefixes=settings.engine.share_prefixes)
+    engine = TrainingEngine(
         PolicyLogprobs(model, autocast=precision == "bfloat16_autocast"),
         settings=settings.engine,
         optimizer=settings.optimizer,
         num_steps=num_steps,
     )
+    return engine, layout
 
 
-def _loss(engine: TrainingEngine, pairs: Sequence[EncodedPair], *, settings: DpoTraining, base: Base) -> Tensor:
-    first_P, second_P = _response_logprobs(engine, pairs, settings=settings, base=base)
+def _loss(engine: TrainingEngine, pairs: Sequence[EncodedPair], *, layout: Layout, settings: DpoTraining) -> Tensor:
+    first_P, second_P = pair_values(pairs, forward=lambda rows: _response_logprobs(engine, rows), layout=layout)
     targets = targets_of(pairs, device=engine.device)
     return dpo_loss(
         first_P,
@@ -110,54 +120,49 @@ def _loss(engine: TrainingEngine, pairs: Sequence[EncodedPair], *, settings: Dpo
     )
 
 
-def _response_logprobs(
-    engine: TrainingEngine, pairs: Sequence[EncodedPair], *, settings: DpoTraining, base: Base
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each pair's first and second response, summed over tokens."""
-
-    def forward(ids_BT: Tensor, mask_BT: Tensor, response_BT: Tensor) -> Tensor:
-        logprobs_N, _ = engine(ids_BT, mask_BT, response_BT)
-        sequence_N = torch.arange(len(ids_BT)).repeat_interleave(response_BT.sum(dim=1)).to(engine.device)
-        return sum_by_sequence(logprobs_N, sequence_N=sequence_N, num_sequences=len(ids_BT))
-
-    return pair_values(pairs, forward=forward, settings=settings.engine, pad_id=base.pad_id)
+def _response_logprobs(engine: TrainingEngine, rows: Rows) -> Tensor:
+    """Log-probability of each response, summed over its tokens."""
+    logprobs_N, _ = engine(*rows.for_logprobs)
+    sequence_N = rows.branches_N.to(engine.device)
+    return sum_by_sequence(logprobs_N, sequence_N=sequence_N, num_sequences=rows.num_branches)
 
 
-@torch.no_grad()
 def _with_reference(
-    engine: TrainingEngine, pairs: Sequence[EncodedPair], *, settings: DpoTraining, base: Base
+    engine: TrainingEngine, pairs: Sequence[EncodedPair], *, layout: Layout, settings: DpoTraining
 ) -> list[EncodedPair]:
     """The pairs with what the policy says of them before it is trained."""
-    found = []
-    for portion in _portions(pairs, settings):
-        first_P, second_P = _response_logprobs(engine, portion, settings=settings, base=base)
-        found += [
-            replace(pair, reference_first=first, reference_second=second)
-            for pair, first, second in zip(portion, first_P.tolist(), second_P.tolist(), strict=True)
-        ]
-    return found
+    first_P, second_P = _measure(engine, pairs, layout=layout, settings=settings)
+    return [
+        replace(pair, reference_first=first, reference_second=second)
+        for pair, first, second in zip(pairs, first_P.tolist(), second_P.tolist(), strict=True)
+    ]
 
 
-@torch.no_grad()
-def _margins(engine: TrainingEngine, pairs: Sequence[EncodedPair], *, settings: DpoTraining, base: Base) -> list[float]:
+def _margins(
+    engine: TrainingEngine, pairs: Sequence[EncodedPair], *, layout: Layout, settings: DpoTraining
+) -> list[float]:
     """Implicit reward of each first response over the second."""
-    margins: list[float] = []
-    for portion in _portions(pairs, settings):
-        first_P, second_P = _response_logprobs(engine, portion, settings=settings, base=base)
-        targets = targets_of(portion, device=engine.device)
-        margin_P = dpo_margin(
-            first_P,
-            logprobs_second_P=second_P,
-            reference_first_P=targets.reference_first_P,
-            reference_second_P=targets.reference_second_P,
-            beta=settings.beta,
-        )
-        margins += margin_P.tolist()
-    return margins
+    first_P, second_P = _measure(engine, pairs, layout=layout, settings=settings)
+    targets = targets_of(pairs, device=first_P.device)
+    margin_P = dpo_margin(
+        first_P,
+        logprobs_second_P=second_P,
+        reference_first_P=targets.reference_first_P,
+        reference_second_P=targets.reference_second_P,
+        beta=settings.beta,
+    )
+    return [float(margin) for margin in margin_P]
 
 
-def _portions(pairs: Sequence[EncodedPair], settings: DpoTraining) -> Iterator[Sequence[EncodedPair]]:
-    return (pairs[start : start + settings.batch_pairs] for start in range(0, len(pairs), settings.batch_pairs))
+def _measure(
+    engine: TrainingEngine, pairs: Sequence[EncodedPair], *, layout: Layout, settings: DpoTraining
+) -> tuple[Tensor, Tensor]:
+    return measure_pairs(
+        pairs,
+        forward=lambda rows: _response_logprobs(engine, rows),
+        layout=layout,
+        max_tokens=settings.engine.micro_batch_tokens,
+    )
 
 
 def _save_and_publish(engine: TrainingEngine, *, settings: DpoTraining, base: Base, num_steps: int) -> dict[str, Any]:

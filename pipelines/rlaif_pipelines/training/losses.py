@@ -15,15 +15,24 @@ from torch import Tensor
 
 KlEstimator = Literal["k1", "k2", "k3"]
 
+CHUNK_LOGITS = 2**24
+"""Logits that exist at a time: 64 MiB of them."""
+
 
 def token_logprobs(
-    hidden_ND: Tensor, *, weight_VD: Tensor, targets_N: Tensor, temperature: float = 1.0, chunk_tokens: int = 2048
+    hidden_ND: Tensor,
+    *,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    temperature: float = 1.0,
+    chunk_logits: int = CHUNK_LOGITS,
 ) -> tuple[Tensor, Tensor]:
     """(log-probability of each target, entropy of the distribution it was drawn from), both fp32, nats.
 
-    The logits exist for `chunk_tokens` tokens at a time, forward and backward, so the N × V matrix never does. Only the
+    At most `chunk_logits` logits exist at a time, forward and backward, so the N × V matrix never does. Only the
     log-probabilities carry a gradient: d/dlogits = (onehot(target) − softmax(logits)).
     """
+    chunk_tokens = max(1, chunk_logits // len(weight_VD))
     return _ChunkedLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature, chunk_tokens)
 
 
@@ -233,9 +242,13 @@ class _ChunkedLogprobs(torch.autograd.Function):
         logprobs, entropies, normalisers = [], [], []
         for hidden_CD, targets_C in zip(hidden_ND.split(chunk_tokens), targets_N.split(chunk_tokens), strict=True):
             logits_CV = (hidden_CD @ weight_VD.T).float().div_(temperature)
-            normaliser_C = logits_CV.logsumexp(dim=-1)
-            logprobs.append(logits_CV.gather(1, targets_C[:, None]).squeeze(1) - normaliser_C)
-            expected_C = torch.einsum("cv,cv->c", (logits_CV - normaliser_C[:, None]).exp_(), logits_CV)
+            target_logits_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
+            highest_C1 = logits_CV.amax(dim=-1, keepdim=True)
+            weights_CV = (logits_CV - highest_C1).exp_()
+            total_C = weights_CV.sum(dim=-1)
+            normaliser_C = highest_C1.squeeze(1) + total_C.log()
+            expected_C = torch.linalg.vecdot(weights_CV, logits_CV) / total_C
+            logprobs.append(target_logits_C - normaliser_C)
             entropies.append(normaliser_C - expected_C)
             normalisers.append(normaliser_C)
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, torch.cat(normalisers))
@@ -247,16 +260,16 @@ class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden_ND, weight_VD, targets_N, normaliser_N = ctx.saved_tensors
-        grad_N = gradients[0] / ctx.temperature
+        scale_N1 = (gradients[0] / ctx.temperature)[:, None].to(hidden_ND.dtype)
+        scaled_ND = hidden_ND * scale_N1
         grad_hidden_ND = torch.empty_like(hidden_ND)
         grad_weight_VD = torch.zeros_like(weight_VD)
         for start in range(0, len(targets_N), ctx.chunk_tokens):
             chunk = slice(start, start + ctx.chunk_tokens)
             logits_CV = (hidden_ND[chunk] @ weight_VD.T).float().div_(ctx.temperature)
-            probabilities_CV = logits_CV.sub_(normaliser_N[chunk, None]).exp_()
-            grad_logits_CV = probabilities_CV.mul_(-grad_N[chunk, None])
-            grad_logits_CV.scatter_add_(1, targets_N[chunk, None], grad_N[chunk, None])
-            grad_logits_CV = grad_logits_CV.to(hidden_ND.dtype)
-            grad_hidden_ND[chunk] = grad_logits_CV @ weight_VD
-            grad_weight_VD.addmm_(grad_logits_CV.T, hidden_ND[chunk])
+            probabilities_CV = logits_CV.sub_(normaliser_N[chunk, None]).exp_().to(hidden_ND.dtype)
+            # The onehot's part is a row each: cheaper added to the products than to the chunk.
+            grad_hidden_ND[chunk] = (weight_VD[targets_N[chunk]] - probabilities_CV @ weight_VD) * scale_N1[chunk]
+            grad_weight_VD.addmm_(probabilities_CV.T, scaled_ND[chunk], alpha=-1.0)
+        grad_weight_VD.index_add_(0, targets_N, scaled_ND)
         return grad_hidden_ND, grad_weight_VD, None, None, None

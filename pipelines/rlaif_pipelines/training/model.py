@@ -1,6 +1,6 @@
 """Models as folders: loaded from safetensors alone, saved with what made them.
 
-Shape legend: B sequences; T tokens; N completion tokens, flat, padding left out; H heads; D hidden width; V vocabulary.
+Shape legend: B rows; T tokens of a row; N tokens asked about; S branches; H heads; D hidden width; V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rlaif.core.errors import InvalidInputError
 from rlaif.runtime.artifacts import folder_digest
 from rlaif.runtime.store import is_remote, local_folder
 from rlaif_pipelines.training.losses import token_logprobs
+from rlaif_pipelines.training.packing import model_output
 
 Precision = Literal["float32", "bfloat16_autocast", "bfloat16"]
 
@@ -111,20 +112,17 @@ class PolicyLogprobs(torch.nn.Module):
         self._autocast = autocast
         self._head_is_linear = _head_is_linear(model)
 
-    def forward(self, ids_BT: Tensor, mask_BT: Tensor, completion_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """(logprobs_N, entropy_N); `completion_BT` marks the tokens that are asked about, never the first of a row."""
-        wanted_BT = completion_BT[:, 1:]
-        targets_N = ids_BT[:, 1:][wanted_BT]
+    def forward(
+        self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor, sources_N: Tensor, targets_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(logprobs_N, entropy_N) of the tokens asked about, from `Rows.for_logprobs`."""
         with torch.autocast(ids_BT.device.type, dtype=torch.bfloat16, enabled=self._autocast):
             if not self._head_is_linear:
-                logits_NV = self.model(input_ids=ids_BT, attention_mask=mask_BT.long(), use_cache=False).logits[:, :-1][
-                    wanted_BT
-                ]
+                logits_BTV = model_output(self.model, ids_BT, positions_BT, mask).logits
+                logits_NV = logits_BTV.flatten(0, 1).index_select(0, sources_N)
                 return _logprobs_of_logits(logits_NV.float() / self._temperature, targets_N)
-            hidden_BTD = self.model.base_model(
-                input_ids=ids_BT, attention_mask=mask_BT.long(), use_cache=False
-            ).last_hidden_state
-            hidden_ND = hidden_BTD[:, :-1][wanted_BT]
+            hidden_BTD = model_output(self.model.base_model, ids_BT, positions_BT, mask).last_hidden_state
+            hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, sources_N)
             weight_VD = self.model.get_output_embeddings().weight
             return token_logprobs(
                 hidden_ND, weight_VD=weight_VD.to(hidden_ND.dtype), targets_N=targets_N, temperature=self._temperature
@@ -132,18 +130,19 @@ class PolicyLogprobs(torch.nn.Module):
 
 
 class RewardScores(torch.nn.Module):
-    """What a reward model says of every sequence: its reward, then what its side heads say."""
+    """What a reward model says of every branch: its reward, then what its side heads say."""
 
     def __init__(self, model: Any, *, autocast: bool = False) -> None:
         super().__init__()
         self.model = model
         self._autocast = autocast
 
-    def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-        """values_BH, fp32; the reward is the first of the H heads."""
+    def forward(self, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor, ends_S: Tensor) -> Tensor:
+        """values_SH of the branches, fp32, from `Rows.for_rewards`; the reward is the first of the H heads."""
         with torch.autocast(ids_BT.device.type, dtype=torch.bfloat16, enabled=self._autocast):
-            values_BH: Tensor = self.model(input_ids=ids_BT, attention_mask=mask_BT.long(), use_cache=False).logits
-        return values_BH.float()
+            hidden_BTD = model_output(self.model.base_model, ids_BT, positions_BT, mask).last_hidden_state
+            values_SH: Tensor = getattr(self.model, _HEAD)(hidden_BTD.flatten(0, 1).index_select(0, ends_S))
+        return values_SH.float()
 
 
 def save_reward_model(

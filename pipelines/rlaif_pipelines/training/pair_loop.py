@@ -14,10 +14,11 @@ from torch import Tensor
 from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.checkpoint import save_checkpoint
 from rlaif_pipelines.training.config.common import TrainingSettings
-from rlaif_pipelines.training.data import epoch_order, plan_micro_batches
+from rlaif_pipelines.training.data import epoch_order
 from rlaif_pipelines.training.engine import TrainingEngine, resume
 from rlaif_pipelines.training.errors import DivergedError
 from rlaif_pipelines.training.metrics import MetricsLog
+from rlaif_pipelines.training.packing import Layout
 from rlaif_pipelines.training.pairs import EncodedPair
 
 PairLoss = Callable[[Sequence[EncodedPair]], Tensor]
@@ -56,6 +57,7 @@ def fit_pairs(
     *,
     pair_loss: PairLoss,
     schedule: PairSchedule,
+    layout: Layout,
     settings: TrainingSettings,
     checkpoints: Path,
     identity: str,
@@ -71,7 +73,7 @@ def fit_pairs(
     for step in range(start, schedule.num_steps):
         began = time.perf_counter()
         batch = [pairs[position] for position in schedule.batch(step)]
-        loss, num_tokens = _backward(engine, batch, pair_loss=pair_loss, settings=settings)
+        loss, num_tokens = _backward(engine, batch, pair_loss=pair_loss, layout=layout, settings=settings)
         grad_norm = engine.step(step)
         if log is not None:
             seconds = time.perf_counter() - began
@@ -98,12 +100,13 @@ def _backward(
     batch: Sequence[EncodedPair],
     *,
     pair_loss: PairLoss,
+    layout: Layout,
     settings: TrainingSettings,
 ) -> tuple[float, int]:
     """(loss of the batch, its tokens without padding), the gradient being in the engine."""
     batch_weight = sum(pair.weight for pair in batch)
-    groups = plan_micro_batches(
-        [pair.num_tokens for pair in batch],
+    groups = layout.plan(
+        [pair.tree for pair in batch],
         max_tokens=settings.engine.micro_batch_tokens,
         num_processes=processes.num_processes(),
     )

@@ -1,6 +1,6 @@
 """Labelled pairs as token ids, what a model says of them, and how well that agrees with the labels.
 
-Shape legend: B sequences; T tokens; P pairs; K principles. P pairs are 2P sequences, all firsts before all seconds.
+Shape legend: P pairs; K principles.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from torch import Tensor
 
 from rlaif.core.errors import InvalidInputError
 from rlaif.core.preference import TIE_MARGIN
-from rlaif_pipelines.training.config.common import EngineSettings
-from rlaif_pipelines.training.data import LabelledPair, pad, plan_micro_batches
+from rlaif_pipelines.training import engine as processes
+from rlaif_pipelines.training.data import LabelledPair
 from rlaif_pipelines.training.losses import soft_bradley_terry_loss
+from rlaif_pipelines.training.packing import Layout, Rows, Tree
 from rlaif_pipelines.training.tokens import ChatEncoder
 
-_BUCKETS = 4
-
-Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""One value or row of values a sequence, from (ids_BT, mask_BT, response_BT); the last marks the responses' tokens."""
+Forward = Callable[[Rows], Tensor]
+"""One value or row of values a branch."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,11 @@ class EncodedPair:
     """P(first preferred) by each principle asked for, NaN where it did not vote; reward models only."""
     reference_first: float = 0.0
     reference_second: float = 0.0
+
+    @property
+    def tree(self) -> Tree:
+        """The prompt with both responses."""
+        return Tree(self.prompt_ids, (self.first_ids, self.second_ids))
 
     @property
     def num_tokens(self) -> int:
@@ -93,30 +97,28 @@ def targets_of(pairs: Sequence[EncodedPair], *, device: torch.device) -> PairTar
     )
 
 
-def pair_values(
-    pairs: Sequence[EncodedPair], *, forward: Forward, settings: EngineSettings, pad_id: int
-) -> tuple[Tensor, Tensor]:
-    """(values of the firsts, of the seconds). The sequences run sorted by length, whichever pair they are of.
+def pair_values(pairs: Sequence[EncodedPair], *, forward: Forward, layout: Layout) -> tuple[Tensor, Tensor]:
+    """(values of the firsts, of the seconds), from one forward pass."""
+    values = forward(layout.rows([pair.tree for pair in pairs]))
+    return values[0::2], values[1::2]
 
-    Padding a pair to its longer side, and a batch to its longest pair, would double the work.
-    """
-    sequences = [(pair.prompt_ids, pair.first_ids) for pair in pairs] + [
-        (pair.prompt_ids, pair.second_ids) for pair in pairs
-    ]
-    lengths = [len(prompt) + len(response) for prompt, response in sequences]
-    # ZeRO-3 gathers weights at every pass, so all processes must make the same number of passes.
-    max_tokens = (
-        max(lengths) * 2 * len(lengths) if settings.zero_stage == 3 else settings.micro_batch_tokens // _BUCKETS
-    )
-    buckets = plan_micro_batches(lengths, max_tokens=max(1, max_tokens))
-    values = []
-    for bucket in buckets:
-        ids_BT, mask_BT = pad([sum(sequences[position], ()) for position in bucket], pad_id=pad_id)
-        prompt_lengths_B = torch.tensor([len(sequences[position][0]) for position in bucket])
-        response_BT = mask_BT & (torch.arange(ids_BT.shape[1]) >= prompt_lengths_B[:, None])
-        values.append(forward(ids_BT, mask_BT, response_BT))
-    order = torch.tensor([position for bucket in buckets for position in bucket])
-    first_P, second_P = torch.cat(values)[order.argsort().to(values[0].device)].chunk(2)
+
+@torch.no_grad()
+def measure_pairs(
+    pairs: Sequence[EncodedPair], *, forward: Forward, layout: Layout, max_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """The values of any number of pairs, without gradient, on the CPU; each process computes its share for all."""
+    first_P, second_P = torch.zeros(len(pairs)), torch.zeros(len(pairs))
+    if not pairs:
+        return first_P, second_P
+    shared = len(pairs) >= processes.num_processes()
+    trees = [pair.tree for pair in pairs]
+    passes = layout.plan(trees, max_tokens=max_tokens, num_processes=processes.num_processes() if shared else 1)
+    for group in passes[processes.rank() :: processes.num_processes()] if shared else passes:
+        of_firsts, of_seconds = pair_values([pairs[position] for position in group], forward=forward, layout=layout)
+        first_P[group], second_P[group] = of_firsts.float().cpu(), of_seconds.float().cpu()
+    if shared:
+        first_P, second_P = processes.sum_over_processes(torch.stack((first_P, second_P)))
     return first_P, second_P
 
 

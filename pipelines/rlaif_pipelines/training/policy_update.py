@@ -1,6 +1,6 @@
 """One batch of rollouts into one or more optimiser steps of GRPO.
 
-Shape legend: N completion tokens, flat; B sequences; T tokens; Q prompts; G completions of one prompt.
+Shape legend: N completion tokens, flat; B completions; Q prompts; G completions of one prompt.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.config.rl import RlTraining
-from rlaif_pipelines.training.data import pad, plan_micro_batches
 from rlaif_pipelines.training.engine import TrainingEngine
 from rlaif_pipelines.training.errors import DivergedError, GuardError
 from rlaif_pipelines.training.losses import GroupAdvantages, group_advantages, kl_penalty, policy_loss
+from rlaif_pipelines.training.packing import Layout, Rows, Tree
 from rlaif_pipelines.training.rollouts import Rollouts
 
 
@@ -49,9 +49,7 @@ class _Sample:
 
 @dataclass(frozen=True)
 class _Tensors:
-    ids_BT: Tensor
-    mask_BT: Tensor
-    completion_BT: Tensor
+    rows: Rows
     sampler_logprobs_N: Tensor
     advantages_N: Tensor
 
@@ -60,12 +58,12 @@ class PolicyUpdater:
     """Takes the optimiser steps; holds the frozen reference."""
 
     def __init__(
-        self, engine: TrainingEngine, *, reference: torch.nn.Module, settings: RlTraining, pad_id: int
+        self, engine: TrainingEngine, *, reference: torch.nn.Module, settings: RlTraining, layout: Layout
     ) -> None:
         self._engine = engine
         self._reference = reference.requires_grad_(False).eval().to(engine.device)
         self._settings = settings
-        self._pad_id = pad_id
+        self._layout = layout
 
     def update(self, rollouts: Rollouts, *, first_update: int) -> UpdateReport:
         """Takes `updates_per_batch` steps, the first numbered `first_update`, counted from 0.
@@ -116,8 +114,8 @@ class PolicyUpdater:
         for number, group in enumerate(mine, start=1):
             tensors = self._tensors([samples[position] for position in group])
             with torch.no_grad():
-                reference_logprobs_N, _ = self._reference(tensors.ids_BT, tensors.mask_BT, tensors.completion_BT)
-            logprobs_N, entropy_N = self._engine(tensors.ids_BT, tensors.mask_BT, tensors.completion_BT)
+                reference_logprobs_N, _ = self._reference(*tensors.rows.for_logprobs)
+            logprobs_N, entropy_N = self._engine(*tensors.rows.for_logprobs)
             current_N = logprobs_N.detach()
             loss = policy_loss(
                 logprobs_N,
@@ -143,35 +141,33 @@ class PolicyUpdater:
     def _old_logprobs(self, samples: Sequence[_Sample]) -> list[Tensor]:
         """Log-probabilities of every sample under the weights before the first step, whole on every process."""
         found: dict[int, Tensor] = {}
-        for group in plan_micro_batches(
-            [len(sample.prompt_ids) + len(sample.token_ids) for sample in samples],
-            max_tokens=self._settings.engine.micro_batch_tokens,
-        ):
+        for group in self._plan(samples):
             members = [samples[position] for position in group]
             tensors = self._tensors(members)
-            logprobs_N, _ = self._engine(tensors.ids_BT, tensors.mask_BT, tensors.completion_BT)
+            logprobs_N, _ = self._engine(*tensors.rows.for_logprobs)
             rows = logprobs_N.split([len(sample.token_ids) for sample in members])
             found.update(zip(group, rows, strict=True))
         return [found[position] for position in range(len(samples))]
 
     def _share(self, samples: Sequence[_Sample]) -> list[list[int]]:
-        groups = plan_micro_batches(
-            [len(sample.prompt_ids) + len(sample.token_ids) for sample in samples],
-            max_tokens=self._settings.engine.micro_batch_tokens,
-            num_processes=processes.num_processes(),
-        )
-        return groups[processes.rank() :: processes.num_processes()]
+        passes = self._plan(samples, num_processes=processes.num_processes())
+        return passes[processes.rank() :: processes.num_processes()]
+
+    def _plan(self, samples: Sequence[_Sample], *, num_processes: int = 1) -> list[list[int]]:
+        """Positions of the samples of each pass; completions of one prompt share it."""
+        max_tokens = self._settings.engine.micro_batch_tokens
+        runs = _runs(samples, max_tokens=max_tokens, at_least=num_processes)
+        trees = _trees([[samples[position] for position in run] for run in runs])
+        passes = self._layout.plan(trees, max_tokens=max_tokens, num_processes=num_processes)
+        return [[position for run in group for position in runs[run]] for group in passes]
 
     def _tensors(self, samples: Sequence[_Sample]) -> _Tensors:
-        ids_BT, mask_BT = pad([sample.prompt_ids + sample.token_ids for sample in samples], pad_id=self._pad_id)
-        prompt_lengths_B = torch.tensor([len(sample.prompt_ids) for sample in samples])
-        completion_BT = mask_BT & (torch.arange(ids_BT.shape[1]) >= prompt_lengths_B[:, None])
+        runs = _runs(samples, max_tokens=self._settings.engine.micro_batch_tokens)
+        rows = self._layout.rows(_trees([[samples[position] for position in run] for run in runs]))
         lengths_B = torch.tensor([len(sample.token_ids) for sample in samples])
         device = self._engine.device
         return _Tensors(
-            ids_BT=ids_BT.to(device),
-            mask_BT=mask_BT.to(device),
-            completion_BT=completion_BT.to(device),
+            rows=rows.to(device),
             sampler_logprobs_N=torch.tensor([logprob for sample in samples for logprob in sample.logprobs]).to(device),
             advantages_N=torch.tensor([sample.advantage for sample in samples]).repeat_interleave(lengths_B).to(device),
         )
@@ -184,6 +180,27 @@ class PolicyUpdater:
             raise GuardError(
                 f"the policy is {kl:.2f} nats a completion away from the reference; the limit is {limit:g}"
             )
+
+
+def _runs(samples: Sequence[_Sample], *, max_tokens: int, at_least: int = 1) -> list[list[int]]:
+    """Positions of neighbours with one prompt, as many together as `max_tokens` allow; at least that many runs."""
+    runs: list[list[int]] = []
+    size = 0
+    for position, sample in enumerate(samples):
+        size += len(sample.token_ids)
+        if not runs or sample.prompt_ids != samples[runs[-1][0]].prompt_ids or size > max_tokens:
+            runs.append([])
+            size = len(sample.prompt_ids) + len(sample.token_ids)
+        runs[-1].append(position)
+    while len(runs) < min(at_least, len(samples)):
+        longest = max(range(len(runs)), key=lambda index: len(runs[index]))
+        run = runs.pop(longest)
+        runs[longest:longest] = [run[: len(run) // 2], run[len(run) // 2 :]]
+    return runs
+
+
+def _trees(runs: Sequence[Sequence[_Sample]]) -> list[Tree]:
+    return [Tree(run[0].prompt_ids, [sample.token_ids for sample in run]) for run in runs]
 
 
 def _samples(rollouts: Rollouts, advantages: GroupAdvantages) -> list[list[_Sample]]:

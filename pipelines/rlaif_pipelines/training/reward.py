@@ -26,8 +26,16 @@ from rlaif_pipelines.training.model import (
     open_base,
     save_reward_model,
 )
+from rlaif_pipelines.training.packing import Layout, Rows, layout_for
 from rlaif_pipelines.training.pair_loop import PairSchedule, fit_pairs
-from rlaif_pipelines.training.pairs import EncodedPair, encode_pairs, pair_quality, pair_values, targets_of
+from rlaif_pipelines.training.pairs import (
+    EncodedPair,
+    encode_pairs,
+    measure_pairs,
+    pair_quality,
+    pair_values,
+    targets_of,
+)
 from rlaif_pipelines.training.record import file_sha256, identity_of, write_record
 from rlaif_pipelines.training.tokens import ChatEncoder
 
@@ -50,8 +58,8 @@ def run(settings: RewardTraining) -> dict[str, Any]:
     folders = [_member_folder(settings, number) for number in range(settings.num_members)]
     margins = []
     for number, folder in enumerate(folders):
-        engine = _train_member(number, data=data, settings=settings, base=base)
-        margins.append(_margins(engine, data.held_out, settings=settings, base=base))
+        engine, layout = _train_member(number, data=data, settings=settings, base=base)
+        margins.append(_margins(engine, data.held_out, layout=layout, settings=settings))
         _save(engine, folder, number=number, settings=settings, base=base, quality=_quality(margins[-1], data.held_out))
     results = {
         **_quality(torch.stack(margins).mean(dim=0), data.held_out),
@@ -94,7 +102,7 @@ def _prepare(labels: Labels, *, settings: RewardTraining, base: Base) -> _Data:
     )
 
 
-def _train_member(number: int, *, data: _Data, settings: RewardTraining, base: Base) -> TrainingEngine:
+def _train_member(number: int, *, data: _Data, settings: RewardTraining, base: Base) -> tuple[TrainingEngine, Layout]:
     seed = settings.seed + number
     schedule = PairSchedule(
         num_pairs=len(data.train), batch_pairs=settings.batch_pairs, num_epochs=settings.num_epochs, seed=seed
@@ -106,6 +114,7 @@ def _train_member(number: int, *, data: _Data, settings: RewardTraining, base: B
         attention=settings.engine.attention,
         num_side_heads=data.num_principles,
     )
+    layout = layout_for(model, pad_id=base.pad_id, share_prefixes=settings.engine.share_prefixes)
     engine = TrainingEngine(
         RewardScores(model, autocast=settings.engine.precision == "bfloat16_autocast"),
         settings=settings.engine,
@@ -115,7 +124,7 @@ def _train_member(number: int, *, data: _Data, settings: RewardTraining, base: B
     stage = "reward_model" if settings.num_members == 1 else f"reward_model_{number}"
 
     def pair_loss(pairs: Sequence[EncodedPair]) -> Tensor:
-        first_PH, second_PH = _values(engine, pairs, settings=settings, base=base)
+        first_PH, second_PH = pair_values(pairs, forward=lambda rows: engine(*rows.for_rewards), layout=layout)
         targets = targets_of(pairs, device=engine.device)
         loss = soft_bradley_terry_loss(
             first_PH[:, 0],
@@ -139,6 +148,7 @@ def _train_member(number: int, *, data: _Data, settings: RewardTraining, base: B
         data.train,
         pair_loss=pair_loss,
         schedule=schedule,
+        layout=layout,
         settings=settings,
         checkpoints=settings.out / "checkpoints" / f"member-{number}",
         identity=identity_of(settings, base=base, inputs={"labels": settings.labels}),
@@ -147,27 +157,20 @@ def _train_member(number: int, *, data: _Data, settings: RewardTraining, base: B
         ),
     )
     model.eval()
-    return engine
+    return engine, layout
 
 
-def _values(
-    engine: TrainingEngine, pairs: Sequence[EncodedPair], *, settings: RewardTraining, base: Base
-) -> tuple[Tensor, Tensor]:
-    return pair_values(
-        pairs,
-        forward=lambda ids_BT, mask_BT, _: engine(ids_BT, mask_BT),
-        settings=settings.engine,
-        pad_id=base.pad_id,
+def _margins(
+    engine: TrainingEngine, pairs: Sequence[EncodedPair], *, layout: Layout, settings: RewardTraining
+) -> Tensor:
+    def rewards(rows: Rows) -> Tensor:
+        values_SH: Tensor = engine(*rows.for_rewards)
+        return values_SH[:, 0]
+
+    first_P, second_P = measure_pairs(
+        pairs, forward=rewards, layout=layout, max_tokens=settings.engine.micro_batch_tokens
     )
-
-
-@torch.no_grad()
-def _margins(engine: TrainingEngine, pairs: Sequence[EncodedPair], *, settings: RewardTraining, base: Base) -> Tensor:
-    margins = [torch.zeros(0)]
-    for start in range(0, len(pairs), settings.batch_pairs):
-        first_PH, second_PH = _values(engine, pairs[start : start + settings.batch_pairs], settings=settings, base=base)
-        margins.append((first_PH[:, 0] - second_PH[:, 0]).cpu())
-    return torch.cat(margins)
+    return first_P - second_P
 
 
 def _quality(margin_P: Tensor, pairs: Sequence[EncodedPair]) -> dict[str, Any]:

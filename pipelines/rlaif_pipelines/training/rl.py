@@ -20,6 +20,7 @@ from rlaif_pipelines.training.engine import TrainingEngine, resume
 from rlaif_pipelines.training.errors import GuardError
 from rlaif_pipelines.training.metrics import MetricsLog
 from rlaif_pipelines.training.model import Base, PolicyLogprobs, load_policy, model_card, open_base, save_model
+from rlaif_pipelines.training.packing import layout_for
 from rlaif_pipelines.training.policy_update import PolicyUpdater, UpdateReport
 from rlaif_pipelines.training.publishing import drop_old_versions, publish, wait_until_served
 from rlaif_pipelines.training.record import identity_of, write_record
@@ -82,13 +83,15 @@ class _Loop:
         self._maker = maker
         self._checkpoints = settings.out / "checkpoints"
         self._identity = identity_of(settings, base=base, inputs={"prompts": settings.prompts})
+        policy = self._policy()
+        layout = layout_for(policy.model, pad_id=base.pad_id, share_prefixes=settings.engine.share_prefixes)
         self._engine = TrainingEngine(
-            self._policy(),
+            policy,
             settings=settings.engine,
             optimizer=settings.optimizer,
             num_steps=settings.num_steps * settings.updates_per_batch,
         )
-        self._updater = PolicyUpdater(self._engine, reference=self._policy(), settings=settings, pad_id=base.pad_id)
+        self._updater = PolicyUpdater(self._engine, reference=self._policy(), settings=settings, layout=layout)
         self._step = 0
         self._last_line: dict[str, Any] = {}
         self._published: PublishedVersion | None = None

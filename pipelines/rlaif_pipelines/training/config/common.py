@@ -31,6 +31,8 @@ class EngineSettings(SettingsModel):
     """Largest norm of a gradient."""
     micro_batch_tokens: int = Field(default=4096, ge=1)
     """Most tokens of one forward pass, padding included; a longer sequence runs alone."""
+    share_prefixes: bool = True
+    """Compute what the responses to one prompt have in common once, where the model can; the numbers are the same."""
     attention: Literal["eager", "sdpa"] = "sdpa"
     """Attention kernel."""
     num_threads: int = Field(default=0, ge=0, le=1024)
