@@ -98,7 +98,9 @@ def _values(stage: str) -> dict[str, Any]:
         return {"version": 40, "uri": "/run/versions/00000040", "digest": "d" * 64, "stopped_by": None}
     if stage == "reward_model":
         members = [{"uri": "/run/models/reward-model/0", "digest": "e" * 64}]
-        return {"members": members, "results": {"num_pairs": 64, "accuracy": 0.734, "brier": 0.031, "loss": 0.66}}
+        quality = {"num_pairs": 64, "accuracy": 0.734, "accuracy_low": 0.614, "accuracy_high": 0.827, "brier": 0.031}
+        slices = {"category=harmful": quality | {"num_pairs": 16, "accuracy": 0.812}, "better=shorter": quality}
+        return {"members": members, "results": {**quality, "auc": 0.791, "loss": 0.66, "slices": slices}}
     return {}
 
 

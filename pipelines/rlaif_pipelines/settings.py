@@ -20,6 +20,8 @@ from rlaif.playground.paths import JUDGE_DIR, POLICY_DIR
 from rlaif.runtime.settings import SettingsModel
 from rlaif.runtime.store import ArtifactRoot
 from rlaif_pipelines.training.config.common import EngineSettings
+from rlaif_pipelines.training.config.dpo import PreferenceLoss
+from rlaif_pipelines.training.config.pairs import LabelFile
 
 _CREDENTIALS: Final = re.compile(r"://[^/@]*@")
 PLAYGROUND: Final = "playground"
@@ -28,6 +30,7 @@ NO_EVALUATOR: Final = "none"
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
 
 
 class ServiceAddresses(SettingsModel):
@@ -71,6 +74,13 @@ class JudgingSettings(SettingsModel):
     """Pairs in one call; batches are cut by position, so a retry asks exactly what was asked before."""
 
 
+class HumanLabels(LabelFile):
+    """People's labels, mixed with the judge's where something is trained on labels."""
+
+    source: Literal["ai", "human"] = "human"
+    """Who labelled, for rows that do not say."""
+
+
 class GateSettings(SettingsModel):
     """What labels must hold before anything is trained on them."""
 
@@ -97,13 +107,19 @@ class RewardModelSettings(SettingsModel):
     """Train it also when it is not the reward: it then watches the run as a second opinion."""
     num_members: Annotated[int, Field(ge=1, le=8)] = 1
     """Members of the ensemble; they differ by seed."""
+    bootstrap: bool = False
+    """Each member also trains on a draw of its own, with replacement, of the prompts."""
     epochs: Count = 2
     """Passes over the labels; few, where the reward model only watches."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate of AdamW."""
     batch_size: Count = 48
     """Pairs in one optimiser step."""
-    principle_loss_weight: Annotated[float, Field(ge=0.0)] = 2.0
+    margin: NonNegative = 0.0
+    """Lead asked of the response that a sure label prefers, times |2p - 1|."""
+    centring: NonNegative = 0.002
+    """Weight of (r1 + r2)², which keeps rewards around zero."""
+    principle_loss_weight: NonNegative = 2.0
     """Weight of predicting each principle's own vote beside the combined label, which teaches small trunks why."""
 
 
@@ -131,10 +147,16 @@ class RlSettings(SettingsModel):
 
 
 class DpoSettings(SettingsModel):
-    """DPO on the soft labels."""
+    """Preference optimisation on the soft labels."""
 
-    beta: PositiveFloat = 0.1
-    """Inverse temperature of the implicit reward."""
+    loss: PreferenceLoss = "sigmoid"
+    """sigmoid: DPO; sigmoid_norm: DPO on means over tokens; ipo; hinge; simpo: without a reference."""
+    beta: PositiveFloat | None = None
+    """How dear it is to leave the reference; None for what suits the loss, 0.1 for DPO."""
+    sft_weight: NonNegative = 0.0
+    """Weight of the preferred response's negative log-likelihood, a token, beside the loss."""
+    target_margin: NonNegative = 1.0
+    """γ of SimPO."""
     epochs: Count = 3
     """Passes over the labels."""
     learning_rate: PositiveFloat = 3e-4
@@ -193,6 +215,8 @@ class RunSettings(SettingsModel):
     """Completions that the judge labels."""
     judging: JudgingSettings = JudgingSettings()
     """How pairs go to the judge."""
+    human_labels: HumanLabels | None = None
+    """People's labels that reward models and preference optimisation also learn from."""
     gate: GateSettings = GateSettings()
     """What labels must hold."""
     reward_model: RewardModelSettings = RewardModelSettings()
@@ -277,7 +301,9 @@ class RunSettings(SettingsModel):
         """Resource name of the policy this run trains; runs that would train differently have different names."""
         elsewhere = {"out", "artifact_root", "evaluator", "evaluation", "gate", "rounds"}
         shaping = self.model_dump(mode="json", exclude=elsewhere)
-        files = [path for path in (self.prompts, Path(self.constitution)) if path is not None and path.is_file()]
+        labels = self.human_labels.path if self.human_labels else None
+        named = (self.prompts, Path(self.constitution), labels)
+        files = [path for path in named if path is not None and path.is_file()]
         return f"policies/run-{digest([shaping, [sha256_hex(path.read_bytes()) for path in files]])[:12]}"
 
 

@@ -72,7 +72,17 @@ def test_a_reward_model_learns_what_the_judge_prefers(trained: Path) -> None:
     results = record["results"]
     assert results["accuracy"] == 1.0
     assert results["brier"] < 0.05
-    assert results["counts"] == {"trained": 91, "held_out": 5, "abstained": 1, "weightless": 0, "too_long": 0}
+    assert results["counts"] == {
+        "trained": 91,
+        "held_out": 5,
+        "abstained": 1,
+        "weightless": 0,
+        "identical": 0,
+        "merged": 0,
+        "too_long": 0,
+    }
+    assert results["labels"][0]["num_pairs"] == 96
+    assert results["slices"]["source=ai"]["num_pairs"] == 5
     assert record["models"] == [{"uri": str(trained / "model"), "digest": folder_digest(trained / "model")}]
     assert record["base"]["digest"] in (trained / "model" / "README.md").read_text()
 
@@ -121,11 +131,15 @@ def test_the_same_settings_give_the_same_weights(
 
 
 def test_members_of_an_ensemble_differ(tmp_path: Path, model_folder: Path, labels: Path) -> None:
-    results = reward.run(reward_settings(tmp_path, model=model_folder, labels=labels, num_members=2, num_epochs=2))
+    settings = reward_settings(
+        tmp_path, model=model_folder, labels=labels, num_members=2, num_epochs=2, bootstrap=True, margin=0.5
+    )
+    results = reward.run(settings)
     models = record_of(tmp_path)["models"]
     assert [Path(model["uri"]).name for model in models] == ["model-0", "model-1"]
     assert models[0]["digest"] != models[1]["digest"]
     assert len(results["members"]) == 2
+    assert 0.0 <= results["disagreement"] <= 1.0
     assert {stage for stage, _ in steps_of(tmp_path)} == {"reward_model_0", "reward_model_1"}
 
 
@@ -210,6 +224,59 @@ def test_dpo_moves_the_policy_to_what_is_preferred_and_publishes_it(
     assert published is not None
     assert (published.version, published.digest) == (5 + results["num_steps"], results["digest"])
     assert published.digest == folder_digest(tmp_path / "job" / "model")
+
+
+@pytest.mark.parametrize("loss", ["sigmoid_norm", "ipo", "hinge", "simpo"])
+def test_every_loss_learns_what_is_preferred(loss: str, tmp_path: Path, model_folder: Path, labels: Path) -> None:
+    settings = dpo_settings(tmp_path, model=model_folder, labels=labels, loss=loss, publish=None)
+    results = dpo.run(settings)
+    assert results["accuracy"] == 1.0
+    assert (results["brier"] is None) == (loss != "sigmoid_norm")
+    assert (results["preferred_logprob_change"] is None) == (loss == "simpo")
+
+
+def test_the_sft_term_keeps_the_preferred_response_likely(tmp_path: Path, model_folder: Path, labels: Path) -> None:
+    changes = []
+    for sft_weight in (0.0, 1.0):
+        settings = dpo_settings(
+            tmp_path / str(sft_weight), model=model_folder, labels=labels, sft_weight=sft_weight, publish=None
+        )
+        changes.append(dpo.run(settings)["preferred_logprob_change"])
+    assert changes[1] > changes[0]
+
+
+def test_people_s_labels_outweigh_the_judge_s_where_told(tmp_path: Path, model_folder: Path, labels: Path) -> None:
+    rows = [json.loads(line) for line in labels.read_text().splitlines()]
+    contrary = [row | {"probability_first": 1.0 - row["probability_first"]} for row in rows[:96]]
+    people = write_lines(tmp_path / "people.jsonl", contrary)
+    files = [labels, {"path": people, "weight": 50.0, "source": "human"}]
+    out = tmp_path / "out"
+    results = reward.run(reward_settings(out, model=model_folder, labels=files))
+    assert results["slices"]["source=human"]["accuracy"] == 1.0
+    assert results["slices"]["source=ai"]["accuracy"] == 0.0
+    record = record_of(out)
+    assert [each["weight"] for each in record["results"]["labels"]] == [1.0, 50.0]
+    assert set(record["inputs"]) == {"labels", "labels_1"}
+    card = (out / "model" / "README.md").read_text()
+    assert "labels 2 | 96 pairs at weight 50" in card
+    assert "… source=human | 1.000" in card
+
+
+def test_pairs_beyond_the_context_are_counted_and_all_of_them_refused(
+    tmp_path: Path, model_folder: Path, labels: Path
+) -> None:
+    rows = [json.loads(line) for line in labels.read_text().splitlines()]
+    long = [row | {"first": "water " * 300} for row in rows[:8]]
+    mixed = write_lines(tmp_path / "mixed.jsonl", [*long, *rows[8:]])
+    settings = reward_settings(tmp_path / "out", model=model_folder, labels=mixed, num_epochs=1)
+    assert reward.run(settings)["counts"]["too_long"] == 8
+    only = write_lines(tmp_path / "only.jsonl", long)
+    for train in (
+        lambda: reward.run(reward_settings(tmp_path / "r", model=model_folder, labels=only)),
+        lambda: dpo.run(dpo_settings(tmp_path / "d", model=model_folder, labels=only)),
+    ):
+        with pytest.raises(InvalidInputError, match="every pair is longer than the model's context of 256 tokens"):
+            train()
 
 
 def test_dpo_in_micro_batches_is_dpo(tmp_path: Path, model_folder: Path, labels: Path) -> None:

@@ -112,6 +112,32 @@ def test_the_soft_label_is_the_minimum_of_bradley_terry() -> None:
     assert delta.grad.item() == pytest.approx(0.0, abs=1e-12)
 
 
+def test_a_margin_is_asked_of_the_preferred_response() -> None:
+    # Δ = 1. First preferred, margin ½: −logσ(½) = 0.4740770. Second preferred, margin −½: −logσ(−1.5) = 1.7014133.
+    for probability, margin, expected in ((1.0, 0.5, 0.4740770), (0.0, -0.5, 1.7014133)):
+        loss = losses.soft_bradley_terry_loss(
+            tensor(1.5),
+            rewards_second_P=tensor(0.5),
+            probability_first_P=tensor(probability),
+            weights_P=tensor(1.0),
+            margins_P=tensor(margin),
+        )
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_margin_moves_the_best_difference_by_itself() -> None:
+    delta = tensor(math.log(0.8 / 0.2) + 0.3).requires_grad_()
+    losses.soft_bradley_terry_loss(
+        delta,
+        rewards_second_P=tensor(0.0),
+        probability_first_P=tensor(0.8),
+        weights_P=tensor(1.0),
+        margins_P=tensor(0.3),
+    ).backward()
+    assert delta.grad is not None
+    assert delta.grad.item() == pytest.approx(0.0, abs=1e-12)
+
+
 def test_each_principle_counts_where_it_voted() -> None:
     # Pair 1: Δ = 1 with 0.8: 0.5132617 (above); Δ = 0: ln 2. Pair 2, of weight 3: Δ = 0: ln 2; no vote.
     values_first_PK = torch.tensor([[1.5, 2.0], [1.0, 9.0]], dtype=torch.float64).requires_grad_()
@@ -156,6 +182,86 @@ def test_a_soft_label_makes_dpo_conservative() -> None:
     # 0.9·0.4740770 + 0.1·0.9740770.
     assert dpo(0.9) == pytest.approx(0.5240770, abs=1e-6)
     assert dpo(0.0) == pytest.approx(0.9740770, abs=1e-6)
+
+
+PAIR = {
+    "logprobs_second_P": tensor(-14.0),
+    "reference_first_P": tensor(-12.0),
+    "reference_second_P": tensor(-11.0),
+    "weights_P": tensor(1.0),
+}
+"""With −10 for the first: log-ratios 2 and −3, 5 apart."""
+
+
+@pytest.mark.parametrize(
+    ("probability", "expected"),
+    # β·5 = 0.5: 1 − 0.5; 0.9·0.5 + 0.1·1.5; 1 + 0.5.
+    [(1.0, 0.5), (0.9, 0.6), (0.0, 1.5)],
+)
+def test_hinge_of_one_pair(probability: float, expected: float) -> None:
+    loss = losses.hinge_loss(tensor(-10.0), probability_first_P=tensor(probability), beta=0.1, **PAIR)
+    assert loss.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("probability", "beta", "expected"),
+    # 1/2β = 5 is just reached: 0; 0.9·0 + 0.1·10²; 10². With 1/2β = 1: (5 − 1)².
+    [(1.0, 0.1, 0.0), (0.9, 0.1, 10.0), (0.0, 0.1, 100.0), (1.0, 0.5, 16.0)],
+)
+def test_ipo_of_one_pair(probability: float, beta: float, expected: float) -> None:
+    loss = losses.ipo_loss(tensor(-10.0), probability_first_P=tensor(probability), beta=beta, **PAIR)
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_best_log_ratio_of_ipo_is_finite_and_follows_the_label() -> None:
+    # (2·0.75 − 1) / (2·0.5) = 0.5.
+    zero = tensor(0.0)
+    first = tensor(0.5).requires_grad_()
+    losses.ipo_loss(
+        first,
+        logprobs_second_P=zero,
+        reference_first_P=zero,
+        reference_second_P=zero,
+        probability_first_P=tensor(0.75),
+        weights_P=tensor(1.0),
+        beta=0.5,
+    ).backward()
+    assert first.grad is not None
+    assert first.grad.item() == pytest.approx(0.0, abs=1e-12)
+
+
+def simpo(first: float, second: float, probability: float) -> float:
+    return losses.simpo_loss(
+        tensor(first),
+        logprobs_second_P=tensor(second),
+        probability_first_P=tensor(probability),
+        weights_P=tensor(1.0),
+        beta=2.0,
+        target_margin=0.5,
+    ).item()
+
+
+def test_simpo_of_one_pair() -> None:
+    # 2·(−1 + 1.5) − 0.5 = 0.5: 0.4740770; a soft label of 0.75 asks for 0.25: −logσ(0.75) + 0.25·0.75; a tie for none:
+    # −logσ(1) + 0.5·1.
+    assert simpo(-1.0, -1.5, 1.0) == pytest.approx(0.4740770, abs=1e-6)
+    assert simpo(-1.0, -1.5, 0.75) == pytest.approx(0.3868709 + 0.1875, abs=1e-6)
+    assert simpo(-1.0, -1.5, 0.5) == pytest.approx(0.3132617 + 0.5, abs=1e-6)
+
+
+def test_which_response_is_called_first_does_not_matter_to_simpo() -> None:
+    assert simpo(-1.0, -1.5, 0.7) == pytest.approx(simpo(-1.5, -1.0, 0.3))
+
+
+def test_the_preferred_response_teaches_as_much_as_the_label_is_sure() -> None:
+    # Weights 1, 1, 1, 3: (1·1 + 1·3 + ½·1 + 3·0) / 6.
+    loss = losses.preferred_nll(
+        tensor(-1.0, -1.0, -1.0, -1.0),
+        logprobs_second_P=tensor(-3.0, -3.0, -3.0, -3.0),
+        probability_first_P=tensor(1.0, 0.0, 0.75, 0.5),
+        weights_P=tensor(1.0, 1.0, 1.0, 3.0),
+    )
+    assert loss.item() == pytest.approx(4.5 / 6)
 
 
 def test_advantages_of_one_group() -> None:

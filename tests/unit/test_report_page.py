@@ -52,6 +52,10 @@ def test_the_figures_tools_rely_on_are_those_of_the_evaluation(tmp_path: Path) -
         "12.4",
         "2.41",
         "73.4%",
+        "61.4%\u00a0to\u00a082.7%",
+        "0.791",
+        "category=harmful",
+        "81.2%",
         "tiny synthetic",
     ):
         assert shown in page

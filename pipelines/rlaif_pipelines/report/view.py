@@ -153,9 +153,24 @@ def _reward_models(facts: RunFacts) -> Iterator[dict[str, Any]]:
             yield {
                 "round": stage.round_number,
                 "num_pairs": results["num_pairs"],
-                "accuracy": results["accuracy"],
-                "brier": results.get("brier"),
+                **_predicted(results),
+                "slices": [
+                    {"name": name, "num_pairs": each["num_pairs"], **_predicted(each)}
+                    for name, each in (results.get("slices") or {}).items()
+                    if each["accuracy"] is not None
+                ],
+                "files": results.get("labels") or [],
+                "disagreement": results.get("disagreement"),
             }
+
+
+def _predicted(quality: Mapping[str, Any]) -> dict[str, Any]:
+    interval = {"low": quality.get("accuracy_low"), "high": quality.get("accuracy_high")}
+    return {
+        "accuracy": quality["accuracy"],
+        "interval": _interval_text(interval, "{:.1%}"),
+        **{name: quality.get(name) for name in ("auc", "brier", "ece")},
+    }
 
 
 def _examples(facts: RunFacts) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlaif.core.canonical import sha256_hex
 from rlaif.core.conversation import parse_conversation
 from rlaif_pipelines.context import RunContext, StageOutput, StageResult, read_rows, stage_name, write_rows
 from rlaif_pipelines.stages.completions import COMPLETIONS_FILE, derive_seed
@@ -77,6 +78,19 @@ def judge(context: RunContext, *, round_number: int = 1) -> StageResult:
         )
 
     return context.run_stage(stage, body, inputs=inputs)
+
+
+def training_labels(context: RunContext, *, round_number: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(files of labels as a training takes them, what identifies them): the round's own, and people's."""
+    labels = context.result(stage_name("judge", round_number))
+    files: list[dict[str, Any]] = [{"path": labels.path(LABELS_FILE)}]
+    identity: dict[str, Any] = {"labels": labels.outputs[LABELS_FILE]}
+    people = context.settings.human_labels
+    if people is not None:
+        files.append(people.model_dump())
+        shares = people.model_dump(mode="json", exclude={"path"})
+        identity["human_labels"] = {**shares, "sha256": sha256_hex(people.path.read_bytes())}
+    return files, identity
 
 
 def choose_pairs(samples: Iterator[Mapping[str, Any]], *, per_prompt: int, seed: int) -> list[Pair]:

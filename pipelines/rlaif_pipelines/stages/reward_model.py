@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from rlaif.runtime.store import open_store
 from rlaif_pipelines.context import RunContext, StageOutput, StageResult, stage_name
-from rlaif_pipelines.stages.judge import LABELS_FILE
+from rlaif_pipelines.stages.judge import training_labels
 from rlaif_pipelines.stages.policy import starting_policy
 from rlaif_pipelines.stages.training_job import train_model
 
@@ -19,12 +19,12 @@ REWARD_MODEL: Final = "rewardModels/distilled"
 
 def reward_model(context: RunContext, *, round_number: int = 1) -> StageResult:
     """models/reward-model of the run, with its ensemble members."""
-    labels = context.result(stage_name("judge", round_number))
+    labels, labels_identity = training_labels(context, round_number=round_number)
     start = starting_policy(context, round_number=round_number)
     sizes = context.settings.reward_model
     stage = stage_name("reward_model", round_number)
     inputs = {
-        "labels": labels.outputs[LABELS_FILE],
+        **labels_identity,
         "policy": start.digest,
         "settings": sizes.model_dump(),
         "engine": context.settings.engine.model_dump(),
@@ -36,12 +36,15 @@ def reward_model(context: RunContext, *, round_number: int = 1) -> StageResult:
         config: dict[str, Any] = {
             "out": context.root / "models" / stage_name("reward-model", round_number),
             "policy": start.uri,
-            "labels": labels.path(LABELS_FILE),
+            "labels": labels,
             "seed": context.settings.seed,
             "num_members": sizes.num_members,
+            "bootstrap": sizes.bootstrap,
             "num_epochs": sizes.epochs,
             "batch_pairs": sizes.batch_size,
             "principle_loss_weight": sizes.principle_loss_weight,
+            "margin": sizes.margin,
+            "centring": sizes.centring,
             "optimizer": {"learning_rate": sizes.learning_rate, "warmup_steps": 10, "schedule": "linear"},
             "engine": context.settings.engine.model_dump(),
             "metrics_path": context.metrics_path(round_number=round_number),

@@ -9,7 +9,7 @@ from rlaif.runtime.artifacts import PublishedVersion
 from rlaif.runtime.store import open_store
 from rlaif_pipelines.context import RunContext, StageOutput, StageResult, stage_name
 from rlaif_pipelines.stages.constitution import load_constitution
-from rlaif_pipelines.stages.judge import LABELS_FILE
+from rlaif_pipelines.stages.judge import training_labels
 from rlaif_pipelines.stages.policy import PolicyVersion, starting_policy
 from rlaif_pipelines.stages.prompts import PROMPTS_FILE
 from rlaif_pipelines.stages.reward_model import REWARD_MODEL
@@ -64,9 +64,13 @@ def _verb(context: RunContext, start: PolicyVersion, *, round_number: int) -> tu
         "publish": {"artifact_root": context.artifact_root, "policy": context.policy, "base_version": start.version},
     }
     if settings.algorithm == "dpo":
-        return "dpo", common | {
-            "labels": context.result(stage_name("judge", round_number)).path(LABELS_FILE),
-            "beta": settings.dpo.beta,
+        labels, _ = training_labels(context, round_number=round_number)
+        beta = {} if settings.dpo.beta is None else {"beta": settings.dpo.beta}
+        return "dpo", common | beta | {
+            "labels": labels,
+            "loss": settings.dpo.loss,
+            "sft_weight": settings.dpo.sft_weight,
+            "target_margin": settings.dpo.target_margin,
             "num_epochs": settings.dpo.epochs,
             "batch_pairs": settings.dpo.batch_size,
             "optimizer": {"learning_rate": settings.dpo.learning_rate, "warmup_steps": 10, "schedule": "linear"},
@@ -102,8 +106,8 @@ def _inputs(context: RunContext, round_number: int) -> dict[str, Any]:
     settings = context.settings
     common = {"seed": settings.seed, "engine": settings.engine.model_dump(), "policy": context.policy}
     if settings.algorithm == "dpo":
-        labels = context.result(stage_name("judge", round_number)).outputs[LABELS_FILE]
-        return common | {"labels": labels, "dpo": settings.dpo.model_dump()}
+        _, labels = training_labels(context, round_number=round_number)
+        return common | labels | {"dpo": settings.dpo.model_dump()}
     inputs = common | {
         "prompts": context.result("prompts").values["train_sha256"],
         "rl": settings.rl.model_dump(),

@@ -1,13 +1,15 @@
-"""From labels.jsonl and prompts.jsonl to token batches. Every order is a pure function of (seed, position).
+"""From files of JSON lines to token batches. Every order is a pure function of (seed, position).
 
 Shape legend: B sequences; T tokens.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import random
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,35 +26,6 @@ LENGTH_STEP = 16
 
 
 @dataclass(frozen=True)
-class LabelledPair:
-    """Two responses and the probability that the first is the better one."""
-
-    prompt_id: str
-    category: str | None
-    conversation: Conversation
-    first: str
-    second: str
-    probability_first: float
-    weight: float
-    votes: Mapping[str, float]
-    """P(first preferred) by each principle that voted."""
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The pairs that carry a verdict, and how many do not."""
-
-    pairs: tuple[LabelledPair, ...]
-    num_abstained: int
-    num_weightless: int
-
-    @property
-    def principles(self) -> tuple[str, ...]:
-        """Ids of all principles that voted on any pair, in order of appearance."""
-        return tuple(dict.fromkeys(name for pair in self.pairs for name in pair.votes))
-
-
-@dataclass(frozen=True)
 class TrainingPrompt:
     """A prompt to sample from."""
 
@@ -61,81 +34,20 @@ class TrainingPrompt:
     conversation: Conversation
 
 
-def read_labels(path: Path) -> Labels:
-    """The labels of the file; abstentions and weights of 0 are counted and left out."""
-    pairs, num_abstained, num_weightless = [], 0, 0
-    for place, line in _read_lines(path):
-        probability, weight = line.get("probability_first"), line.get("weight", 1.0)
-        if probability is None:
-            num_abstained += 1
-            continue
-        if not _is_probability(probability):
-            raise InvalidInputError(f"{place}: probability_first is {probability!r}, not in [0, 1]", field="labels")
-        if not _is_number(weight) or not 0.0 <= weight < float("inf"):
-            raise InvalidInputError(f"{place}: weight is {weight!r}, not a number from 0 up", field="labels")
-        if weight == 0.0:
-            num_weightless += 1
-            continue
-        pairs.append(
-            LabelledPair(
-                prompt_id=_text(line, "prompt_id", place=place),
-                category=line.get("category"),
-                conversation=_conversation(line, place=place),
-                first=_text(line, "first", place=place),
-                second=_text(line, "second", place=place),
-                probability_first=float(probability),
-                weight=float(weight),
-                votes=_votes(line, place=place),
-            )
-        )
-    if not pairs:
-        raise InvalidInputError(
-            f"{path}: none of the {num_abstained + num_weightless} labels can be trained on "
-            f"({num_abstained} abstained, {num_weightless} weigh nothing)",
-            reason="NO_LABELS",
-            field="labels",
-        )
-    return Labels(pairs=tuple(pairs), num_abstained=num_abstained, num_weightless=num_weightless)
-
-
-def _votes(line: Mapping[str, Any], *, place: str) -> dict[str, float]:
-    votes: dict[str, float] = {}
-    for vote in line.get("votes") or ():
-        name = vote.get("principle_id") if isinstance(vote, Mapping) else None
-        probability = vote.get("probability_first") if name else None
-        if not isinstance(name, str) or not (probability is None or _is_probability(probability)):
-            raise InvalidInputError(f"{place}: votes holds {vote!r}, not a principle's probability", field="labels")
-        if probability is not None:
-            votes[name] = float(probability)
-    return votes
-
-
 def read_prompts(path: Path) -> tuple[TrainingPrompt, ...]:
     """The prompts of the train split; a prompt without a split counts as train."""
     prompts = [
         TrainingPrompt(
-            prompt_id=_text(line, "prompt_id", place=place),
+            prompt_id=text_of(line, "prompt_id", place=place),
             category=line.get("category"),
-            conversation=_conversation(line, place=place),
+            conversation=conversation_of(line, place=place),
         )
-        for place, line in _read_lines(path)
+        for place, line in read_lines(path, field="prompts")
         if line.get("split", "train") == "train"
     ]
     if not prompts:
         raise InvalidInputError(f"{path}: no prompt is of the train split", reason="NO_PROMPTS", field="prompts")
     return tuple(prompts)
-
-
-def split_by_prompt(
-    pairs: Sequence[LabelledPair], *, held_out_fraction: float, seed: int
-) -> tuple[list[LabelledPair], list[LabelledPair]]:
-    """(to train on, to measure on): all pairs of one prompt fall on the same side, decided by its id and the seed."""
-    train: list[LabelledPair] = []
-    held_out: list[LabelledPair] = []
-    for pair in pairs:
-        (held_out if _share(seed, pair.prompt_id) < held_out_fraction else train).append(pair)
-    # With very few prompts one side can be left empty: then there is nothing to measure.
-    return (train, held_out) if train else (held_out, [])
 
 
 def epoch_order(num_items: int, *, seed: int, epoch: int) -> list[int]:
@@ -222,34 +134,39 @@ def pad(sequences: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, Ten
     return ids_BT, mask_BT
 
 
-def _read_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
-    for number, raw in enumerate(lines, start=1):
+def read_lines(path: Path, *, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where it stands, object) of each line of a file of JSON objects, plain or .gz; InvalidInputError for others."""
+    for number, raw in enumerate(_content(path, field=field).split(b"\n"), start=1):
         if not raw.strip():
             continue
         place = f"{path}, line {number}"
         try:
             line = json.loads(raw.decode("utf-8"))
+            if b"\\u" in raw:
+                json.dumps(line, ensure_ascii=False).encode()
         except UnicodeDecodeError as error:
-            raise InvalidInputError(f"{place}: not UTF-8") from error
+            raise InvalidInputError(f"{place}: not UTF-8", field=field) from error
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(f"{place}: holds half a character (a lone surrogate)", field=field) from error
         except json.JSONDecodeError as error:
-            raise InvalidInputError(f"{place}: not JSON ({error.msg})") from error
+            raise InvalidInputError(f"{place}: not JSON ({error.msg})", field=field) from error
+        except (ValueError, RecursionError) as error:
+            raise InvalidInputError(f"{place}: too deep or too long for JSON", field=field) from error
         if not isinstance(line, dict):
-            raise InvalidInputError(f"{place}: not a JSON object")
+            raise InvalidInputError(f"{place}: not a JSON object", field=field)
         yield place, line
 
 
-def _text(line: dict[str, Any], key: str, *, place: str) -> str:
+def text_of(line: Mapping[str, Any], key: str, *, place: str) -> str:
+    """The text under that key."""
     value = line.get(key)
     if not isinstance(value, str):
         raise InvalidInputError(f"{place}: {key} must be text", field=key)
     return value
 
 
-def _conversation(line: dict[str, Any], *, place: str) -> Conversation:
+def conversation_of(line: Mapping[str, Any], *, place: str) -> Conversation:
+    """The conversation under `messages`."""
     messages = line.get("messages")
     if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
         raise InvalidInputError(f"{place}: messages must be a list of turns", field="messages")
@@ -259,13 +176,29 @@ def _conversation(line: dict[str, Any], *, place: str) -> Conversation:
         raise InvalidInputError(f"{place}: {error.field}: {error.message}", field=error.field) from error
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def number_of(value: Any) -> float | None:
+    """The value as a float, NaN and infinities included; None for what is no number, or too large for one."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
-def _is_probability(value: Any) -> bool:
-    return _is_number(value) and 0.0 <= value <= 1.0
+def share_of(text: str) -> float:
+    """A number in [0, 1) that the text decides, evenly spread."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
 
-def _share(seed: int, text: str) -> float:
-    return int.from_bytes(hashlib.sha256(f"split:{seed}:{text}".encode()).digest()[:8]) / 2**64
+def _content(path: Path, *, field: str) -> bytes:
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InvalidInputError(f"{path} is no whole .gz file", field=field) from error
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {path}: {error.strerror}", field=field) from error
+    if content.startswith(b"PAR1"):
+        raise InvalidInputError(f"{path} is Parquet; write it as JSON lines (`--format jsonl`)", field=field)
+    return content

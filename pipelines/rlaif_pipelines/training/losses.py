@@ -43,15 +43,18 @@ def soft_bradley_terry_loss(
     probability_first_P: Tensor,
     weights_P: Tensor,
     centring: float = 0.0,
+    margins_P: Tensor | None = None,
 ) -> Tensor:
     """−p·logσ(Δ) − (1−p)·logσ(−Δ), Δ = r(first) − r(second), as a weighted mean.
 
     Ouyang et al. 2022 (2203.02155) eq. 1 with the hard label replaced by the labeller's probability, as Lee et al. 2023
     (2309.00267) train from AI preferences. `centring`·(r(first) + r(second))² keeps the scale's zero in place:
-    Eisenstein et al. 2023 (2312.09244); the weights apply to it as well.
+    Eisenstein et al. 2023 (2312.09244); the weights apply to it as well. `margins_P`, the lead asked of the first
+    response, negative where the second should lead, is taken off Δ: Touvron et al. 2023 (2307.09288) eq. 2, whose
+    margin is that of the preferred response. The best Δ is then logit(p) + margin.
     """
     delta_P = rewards_first_P - rewards_second_P
-    loss_P = _soft_log_loss(delta_P, probability_first_P)
+    loss_P = _soft_log_loss(delta_P if margins_P is None else delta_P - margins_P, probability_first_P)
     if centring:
         loss_P = loss_P + centring * (rewards_first_P + rewards_second_P).square()
     return _weighted_mean(loss_P, weights_P)
@@ -104,6 +107,94 @@ def dpo_margin(
 ) -> Tensor:
     """Implicit reward of the first response over the second: 2305.18290 eq. 5, in which log Z cancels."""
     return beta * ((logprobs_first_P - reference_first_P) - (logprobs_second_P - reference_second_P))
+
+
+def hinge_loss(
+    logprobs_first_P: Tensor,
+    *,
+    logprobs_second_P: Tensor,
+    reference_first_P: Tensor,
+    reference_second_P: Tensor,
+    probability_first_P: Tensor,
+    weights_P: Tensor,
+    beta: float,
+) -> Tensor:
+    """max(0, 1 − m) of the implicit reward's margin m: Zhao et al. 2023 (SLiC-HF, 2305.10425) with DPO's margin.
+
+    A soft label takes the mean over both outcomes, p·max(0, 1 − m) + (1−p)·max(0, 1 + m). Its minimum is m = 1 for
+    every p above one half: how sure the labeller was decides only how hard a pair pulls.
+    """
+    margin_P = dpo_margin(
+        logprobs_first_P,
+        logprobs_second_P=logprobs_second_P,
+        reference_first_P=reference_first_P,
+        reference_second_P=reference_second_P,
+        beta=beta,
+    )
+    loss_P = probability_first_P * F.relu(1.0 - margin_P) + (1.0 - probability_first_P) * F.relu(1.0 + margin_P)
+    return _weighted_mean(loss_P, weights_P)
+
+
+def ipo_loss(
+    logprobs_first_P: Tensor,
+    *,
+    logprobs_second_P: Tensor,
+    reference_first_P: Tensor,
+    reference_second_P: Tensor,
+    probability_first_P: Tensor,
+    weights_P: Tensor,
+    beta: float,
+) -> Tensor:
+    """p·(h − 1/2β)² + (1−p)·(h + 1/2β)² with h the difference of log-ratios: Azar et al. 2023 (2310.12036) eq. 17.
+
+    β is their τ. The mean over both outcomes is what their Bernoulli label has in expectation; its minimum is
+    h = (2p − 1)/2β, finite also for p = 1, so that sure labels are not fitted without end. Give log-probabilities
+    averaged over each response's tokens: sums, as the paper writes them, would ask more of short responses.
+    """
+    log_ratio_P = dpo_margin(
+        logprobs_first_P,
+        logprobs_second_P=logprobs_second_P,
+        reference_first_P=reference_first_P,
+        reference_second_P=reference_second_P,
+        beta=1.0,
+    )
+    target = 1.0 / (2.0 * beta)
+    loss_P = (
+        probability_first_P * (log_ratio_P - target).square()
+        + (1.0 - probability_first_P) * (log_ratio_P + target).square()
+    )
+    return _weighted_mean(loss_P, weights_P)
+
+
+def simpo_loss(
+    logprobs_first_P: Tensor,
+    *,
+    logprobs_second_P: Tensor,
+    probability_first_P: Tensor,
+    weights_P: Tensor,
+    beta: float,
+    target_margin: float,
+) -> Tensor:
+    """Soft log-loss of β·(mean log-probability of first − of second) − γ·(2p − 1): Meng et al. 2024 (2405.14734) eq. 6.
+
+    Log-probabilities are averaged over each response's tokens; there is no reference. For a hard label the target
+    margin γ is the paper's; a soft one asks for less of it, a tie for none, and swapping the responses changes nothing.
+    """
+    margin_P = beta * (logprobs_first_P - logprobs_second_P) - target_margin * (2.0 * probability_first_P - 1.0)
+    return _weighted_mean(_soft_log_loss(margin_P, probability_first_P), weights_P)
+
+
+def preferred_nll(
+    logprobs_first_P: Tensor, *, logprobs_second_P: Tensor, probability_first_P: Tensor, weights_P: Tensor
+) -> Tensor:
+    """−|2p − 1|·log π(preferred response), log-probabilities averaged over its tokens, as a weighted mean.
+
+    The term that Pang et al. 2024 (2404.19733) eq. 1 add to DPO so that the preferred response does not become less
+    likely too. Deviation: |2p − 1| lets a sure label teach in full and a tie nothing.
+    """
+    lead_P = 2.0 * probability_first_P - 1.0
+    nll_P = -(F.relu(lead_P) * logprobs_first_P + F.relu(-lead_P) * logprobs_second_P)
+    return _weighted_mean(nll_P, weights_P)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,17 @@ from rlaif_pipelines.training.metrics import MetricsLog
 from rlaif_pipelines.training.packing import Layout
 from rlaif_pipelines.training.pairs import EncodedPair
 
-PairLoss = Callable[[Sequence[EncodedPair]], Tensor]
-"""The weighted mean loss of some pairs."""
+
+@dataclass(frozen=True)
+class MeasuredLoss:
+    """What a model says of some pairs; `margins_P`, its lead of the first responses, carries no gradient."""
+
+    loss: Tensor
+    """Weighted mean over the pairs."""
+    margins_P: Tensor
+
+
+PairLoss = Callable[[Sequence[EncodedPair]], MeasuredLoss]
 
 
 @dataclass(frozen=True)
@@ -73,13 +82,14 @@ def fit_pairs(
     for step in range(start, schedule.num_steps):
         began = time.perf_counter()
         batch = [pairs[position] for position in schedule.batch(step)]
-        loss, num_tokens = _backward(engine, batch, pair_loss=pair_loss, layout=layout, settings=settings)
+        figures = _backward(engine, batch, pair_loss=pair_loss, layout=layout, settings=settings)
         grad_norm = engine.step(step)
         if log is not None:
             seconds = time.perf_counter() - began
+            num_tokens = sum(pair.num_tokens for pair in batch)
             log.write(
                 step + 1,
-                {"loss": loss, "grad_norm": grad_norm, "tokens_per_second": num_tokens / seconds, "seconds": seconds},
+                {**figures, "grad_norm": grad_norm, "tokens_per_second": num_tokens / seconds, "seconds": seconds},
             )
         done = step + 1
         if settings.checkpoint_every and done % settings.checkpoint_every == 0 and done < schedule.num_steps:
@@ -102,8 +112,8 @@ def _backward(
     pair_loss: PairLoss,
     layout: Layout,
     settings: TrainingSettings,
-) -> tuple[float, int]:
-    """(loss of the batch, its tokens without padding), the gradient being in the engine."""
+) -> dict[str, float | None]:
+    """The batch's loss, accuracy and mean lead of what its labels prefer, the gradient being in the engine."""
     batch_weight = sum(pair.weight for pair in batch)
     groups = layout.plan(
         [pair.tree for pair in batch],
@@ -111,14 +121,21 @@ def _backward(
         num_processes=processes.num_processes(),
     )
     mine = groups[processes.rank() :: processes.num_processes()]
-    total = torch.zeros(1)
+    totals = torch.zeros(4, dtype=torch.float64, device=engine.device)
     for number, group in enumerate(mine, start=1):
         members = [batch[position] for position in group]
         share = sum(pair.weight for pair in members) / batch_weight
-        loss = pair_loss(members) * share
+        found = pair_loss(members)
+        loss = found.loss * share
         engine.backward(loss, last=number == len(mine))
-        total += loss.detach().cpu()
-    loss_value = float(processes.sum_over_processes(total))
+        sides_P = torch.tensor([pair.preferred for pair in members], dtype=torch.float64, device=engine.device)
+        leads_P = sides_P * found.margins_P
+        totals += torch.stack([loss.detach().double(), (leads_P > 0).sum(), leads_P.sum(), (sides_P != 0).sum()])
+    loss_value, num_right, lead, num_decided = processes.sum_over_processes(totals).tolist()
     if not math.isfinite(loss_value):
         raise DivergedError("the loss is not finite; lower the learning rate")
-    return loss_value, sum(pair.num_tokens for pair in batch)
+    return {
+        "loss": loss_value,
+        "accuracy": num_right / num_decided if num_decided else None,
+        "margin": lead / num_decided if num_decided else None,
+    }

@@ -1,4 +1,4 @@
-"""Labelled pairs as token ids, what a model says of them, and how well that agrees with the labels.
+"""Labelled pairs as token ids, and what a model says of them.
 
 Shape legend: P pairs; K principles.
 """
@@ -6,18 +6,15 @@ Shape legend: P pairs; K principles.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlaif.core.errors import InvalidInputError
-from rlaif.core.preference import TIE_MARGIN
 from rlaif_pipelines.training import engine as processes
-from rlaif_pipelines.training.data import LabelledPair
-from rlaif_pipelines.training.losses import soft_bradley_terry_loss
+from rlaif_pipelines.training.labels import LabelledPair, preferred_side
 from rlaif_pipelines.training.packing import Layout, Rows, Tree
 from rlaif_pipelines.training.tokens import ChatEncoder
 
@@ -38,6 +35,11 @@ class EncodedPair:
     """P(first preferred) by each principle asked for, NaN where it did not vote; reward models only."""
     reference_first: float = 0.0
     reference_second: float = 0.0
+    margin: float = 0.0
+    """Lead asked of the first response, negative where the second should lead; reward models only."""
+    prompt_id: str = ""
+    slices: Mapping[str, str] = field(default_factory=dict)
+    """The slice of each dimension that it is measured in."""
 
     @property
     def tree(self) -> Tree:
@@ -49,15 +51,25 @@ class EncodedPair:
         """Tokens of its two sequences."""
         return 2 * len(self.prompt_ids) + len(self.first_ids) + len(self.second_ids)
 
+    @property
+    def preferred(self) -> int:
+        """1 for the first response, -1 for the second, 0 for a tie."""
+        return preferred_side(self.probability_first)
+
     def fits(self, context_length: int) -> bool:
         """Whether the longer of its two sequences fits."""
         return len(self.prompt_ids) + max(len(self.first_ids), len(self.second_ids)) <= context_length
 
 
 def encode_pairs(
-    pairs: Sequence[LabelledPair], *, encoder: ChatEncoder, context_length: int, principles: Sequence[str] = ()
+    pairs: Sequence[LabelledPair],
+    *,
+    encoder: ChatEncoder,
+    context_length: int,
+    principles: Sequence[str] = (),
+    margin: float = 0.0,
 ) -> tuple[list[EncodedPair], int]:
-    """(pairs that fit the context, number of those that do not)."""
+    """(pairs that fit the context, number of those that do not). `margin` is what a sure label asks for."""
     encoded = [
         EncodedPair(
             prompt_ids=encoder.prompt(pair.conversation),
@@ -66,13 +78,20 @@ def encode_pairs(
             probability_first=pair.probability_first,
             weight=pair.weight,
             votes=tuple(pair.votes.get(principle, math.nan) for principle in principles),
+            margin=_margin(pair, of_sure_labels=margin),
+            prompt_id=pair.prompt_id,
+            slices=pair.slices,
         )
         for pair in pairs
     ]
     fitting = [pair for pair in encoded if pair.fits(context_length)]
-    if pairs and not fitting:
-        raise InvalidInputError(f"every pair is longer than the model's context of {context_length} tokens")
     return fitting, len(encoded) - len(fitting)
+
+
+def _margin(pair: LabelledPair, *, of_sure_labels: float) -> float:
+    if pair.margin is not None:
+        return pair.margin * pair.preferred
+    return of_sure_labels * (2.0 * pair.probability_first - 1.0)
 
 
 @dataclass(frozen=True)
@@ -82,18 +101,28 @@ class PairTargets:
     probability_first_P: Tensor
     weights_P: Tensor
     votes_PK: Tensor
+    margins_P: Tensor
     reference_first_P: Tensor
     reference_second_P: Tensor
+    num_tokens_first_P: Tensor
+    num_tokens_second_P: Tensor
 
 
 def targets_of(pairs: Sequence[EncodedPair], *, device: torch.device) -> PairTargets:
     """The pairs' labels as tensors."""
+
+    def column(values: Iterable[Any]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.float32, device=device)
+
     return PairTargets(
-        probability_first_P=torch.tensor([pair.probability_first for pair in pairs], device=device),
-        weights_P=torch.tensor([pair.weight for pair in pairs], device=device),
-        votes_PK=torch.tensor([pair.votes for pair in pairs], device=device),
-        reference_first_P=torch.tensor([pair.reference_first for pair in pairs], device=device),
-        reference_second_P=torch.tensor([pair.reference_second for pair in pairs], device=device),
+        probability_first_P=column(pair.probability_first for pair in pairs),
+        weights_P=column(pair.weight for pair in pairs),
+        votes_PK=column(pair.votes for pair in pairs),
+        margins_P=column(pair.margin for pair in pairs),
+        reference_first_P=column(pair.reference_first for pair in pairs),
+        reference_second_P=column(pair.reference_second for pair in pairs),
+        num_tokens_first_P=column(len(pair.first_ids) for pair in pairs),
+        num_tokens_second_P=column(len(pair.second_ids) for pair in pairs),
     )
 
 
@@ -120,30 +149,3 @@ def measure_pairs(
     if shared:
         first_P, second_P = processes.sum_over_processes(torch.stack((first_P, second_P)))
     return first_P, second_P
-
-
-def pair_quality(margins: Sequence[float], probabilities: Sequence[float]) -> dict[str, Any]:
-    """How well margins of pairs never trained on predict the judge's labels; null where there is nothing to measure.
-
-    `accuracy` is the share of the pairs without a tie whose better response has the higher reward, `brier` the mean
-    squared distance of σ(margin) from the label's probability, `loss` the mean soft Bradley–Terry loss. Every pair
-    counts the same.
-    """
-    if not margins:
-        return {"num_pairs": 0, "accuracy": None, "brier": None, "loss": None}
-    margin_P = torch.tensor(margins, dtype=torch.float64)
-    probability_P = torch.tensor(probabilities, dtype=torch.float64)
-    decided_P = (probability_P - 0.5).abs() > TIE_MARGIN
-    agrees_P = (margin_P > 0) == (probability_P > 0.5)
-    loss = soft_bradley_terry_loss(
-        margin_P,
-        rewards_second_P=torch.zeros_like(margin_P),
-        probability_first_P=probability_P,
-        weights_P=torch.ones_like(margin_P),
-    )
-    return {
-        "num_pairs": len(margins),
-        "accuracy": float(agrees_P[decided_P].double().mean()) if decided_P.any() else None,
-        "brier": float((margin_P.sigmoid() - probability_P).square().mean()),
-        "loss": float(loss),
-    }

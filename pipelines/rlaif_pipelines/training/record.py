@@ -15,17 +15,20 @@ from rlaif_pipelines.training.config.common import TrainingSettings
 from rlaif_pipelines.training.model import Base
 
 RECORD_NAME = "training.json"
-_WHEREABOUTS = (
-    "out",
-    "policy",
-    "publish",
-    "metrics_path",
-    "sampler",
-    "rewards",
-    "failures",
-    "checkpoint_every",
-    "keep_checkpoints",
-)
+_WHEREABOUTS: dict[str, Any] = dict.fromkeys(
+    (
+        "out",
+        "policy",
+        "publish",
+        "metrics_path",
+        "sampler",
+        "rewards",
+        "failures",
+        "checkpoint_every",
+        "keep_checkpoints",
+    ),
+    True,
+) | {"labels": {"__all__": {"path"}}}
 
 
 def file_sha256(path: Path) -> str:
@@ -36,7 +39,7 @@ def file_sha256(path: Path) -> str:
 
 def identity_of(settings: TrainingSettings, *, base: Base, inputs: Mapping[str, Path]) -> str:
     """Digest of all that the weights depend on, and of nothing that says only where things are."""
-    values = settings.model_dump(mode="json", exclude={*_WHEREABOUTS, *inputs})
+    values = settings.model_dump(mode="json", exclude=dict.fromkeys(inputs, True) | _WHEREABOUTS)
     return digest({"settings": values, "base": base.digest, "inputs": _digests(inputs)})
 
 

@@ -18,6 +18,7 @@ from rlaif.runtime.store import is_remote
 from rlaif_pipelines.settings import NO_EVALUATOR, RunSettings, make_settings
 from rlaif_pipelines.stages.constitution import load_constitution
 from rlaif_pipelines.stages.prompts_file import read_prompts
+from rlaif_pipelines.training.labels import read_labels
 
 _ADDRESS: Final = re.compile(r"[\w.\-]+:\d{1,5}")
 
@@ -50,6 +51,10 @@ def check_inputs(values: Mapping[str, Any], *, changes: Sequence[str]) -> Checke
         duplicates = read_prompts(settings.prompts, held_out_share=settings.held_out_share).num_duplicates
         if duplicates:
             remarks.append(f"{settings.prompts}: {duplicates} lines repeat an earlier prompt and count once")
+    if settings.human_labels is not None:
+        people = settings.human_labels.model_copy(update={"path": settings.human_labels.path.expanduser().absolute()})
+        settings = settings.model_copy(update={"human_labels": people})
+        read_labels([people])
     models = [
         find_model(settings.policy, option="--policy", playground=POLICY_DIR),
         find_model(settings.judge, option="--judge", playground=JUDGE_DIR),

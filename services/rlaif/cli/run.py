@@ -55,6 +55,14 @@ def run(
             rich_help_panel=_WHAT,
         ),
     ] = None,
+    human_labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="People's labels to mix with the judge's, in any form `rlaif labels import` takes.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None,
     reward: Annotated[
         Literal["judge", "model"] | None,
         typer.Option(
@@ -141,6 +149,7 @@ def run(
         "policy": policy,
         "judge": judge,
         "evaluator": evaluator,
+        "human_labels": {"path": human_labels} if human_labels else None,
         "reward": reward,
         "algorithm": algorithm,
         "rounds": rounds,

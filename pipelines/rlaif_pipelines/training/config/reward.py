@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field
 
-from rlaif_pipelines.training.config.common import Fraction, NonNegative, TrainingSettings
+from rlaif_pipelines.training.config.common import NonNegative
+from rlaif_pipelines.training.config.pairs import PairTraining
 
 
-class RewardTraining(TrainingSettings):
+class RewardTraining(PairTraining):
     """Reward model from soft labels."""
 
-    policy: str = Field(min_length=1)
-    """Folder of the causal language model whose weights it starts from."""
-    labels: Path
-    """labels.jsonl."""
     num_members: int = Field(default=1, ge=1, le=8)
     """Members of the ensemble; they differ in head and order of the data."""
+    bootstrap: bool = False
+    """Each member also trains on a draw of its own, with replacement, of the prompts."""
     num_epochs: int = Field(default=3, ge=1)
     """Passes over the labels."""
     batch_pairs: int = Field(default=48, ge=1)
@@ -26,5 +23,5 @@ class RewardTraining(TrainingSettings):
     """Weight of predicting each principle's own vote too, by side heads that are thrown away; 0 leaves them out."""
     centring: NonNegative = 0.002
     """Weight of (r1 + r2)², which keeps rewards around zero."""
-    held_out_fraction: Fraction = 0.1
-    """Share of the prompts whose pairs only measure."""
+    margin: NonNegative = 0.0
+    """Lead asked of the response that a sure label prefers, times |2p - 1|; a label's own `margin` replaces both."""
