@@ -22,6 +22,7 @@ from rlaif.runtime.store import ArtifactRoot
 from rlaif_pipelines.training.config.common import EngineSettings
 from rlaif_pipelines.training.config.dpo import PreferenceLoss
 from rlaif_pipelines.training.config.pairs import LabelFile
+from rlaif_pipelines.training.config.rl import AdvantageKind, Aggregation, GuardSettings
 
 _CREDENTIALS: Final = re.compile(r"://[^/@]*@")
 PLAYGROUND: Final = "playground"
@@ -124,7 +125,7 @@ class RewardModelSettings(SettingsModel):
 
 
 class RlSettings(SettingsModel):
-    """GRPO."""
+    """Online reinforcement learning: GRPO, or another of its kin by `advantage`, `aggregation` and `ratio`."""
 
     steps: Count = 40
     """Optimiser steps of one round."""
@@ -134,12 +135,30 @@ class RlSettings(SettingsModel):
     """Group size G."""
     learning_rate: PositiveFloat = 4e-4
     """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What the learning rate does after its rise; linear and cosine end at 0."""
+    updates_per_batch: Count = 1
+    """Optimiser steps on one batch of rollouts."""
+    advantage: AdvantageKind = "grpo"
+    """How rewards become advantages; rloo is REINFORCE with a leave-one-out baseline."""
     advantage_epsilon: PositiveFloat = 0.02
     """Added to the sd of a group's rewards: smaller differences than this are taken for the judge's noise."""
+    aggregation: Aggregation = "token_mean"
+    """How tokens' losses become one; sequence_mean is the original GRPO's, constant_length is Dr.GRPO's and RLOO's."""
+    ratio: Literal["token", "sequence"] = "token"
+    """What is clipped: each token's ratio of policies, or each sequence's (GSPO)."""
     kl_beta: Annotated[float, Field(ge=0.0)] = 0.1
     """Weight of the KL penalty to the policy that the round began with."""
-    max_kl: PositiveFloat = 6.0
-    """Guard: training stops when the KL of a sequence to the reference, in nats, exceeds this."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where that penalty stands."""
+    kl_target: PositiveFloat | None = None
+    """KL of a sequence, nats, towards which the weight adapts; null leaves it constant."""
+    watch_every: Count = 5
+    """Steps between measurements of the held-out score, by the reward that is not trained on."""
+    watch_prompts: Annotated[int, Field(ge=0)] = 48
+    """Training prompts set apart for it; at most one in eight."""
+    guards: GuardSettings = GuardSettings()
+    """What stops or slows the training."""
     staleness: Annotated[int, Field(ge=0, le=1)] = 0
     """How many steps older than the trained weights the sampled ones may be."""
     checkpoint_every: Count = 10
@@ -334,7 +353,7 @@ _MODEL_DEFAULTS: Final[dict[str, Any]] = {
         "learning_rate": 1e-6,
         "kl_beta": 0.01,
         "checkpoint_every": 25,
-        "max_kl": 20.0,
+        "guards": {"kl": {"limit": 20.0}},
     },
     "dpo": {"epochs": 1, "learning_rate": 5e-7, "batch_size": 32},
     "evaluation": {"num_other": 240, "max_kl": 20.0},

@@ -19,7 +19,11 @@ ROUTES = {
     "direct": ["--algorithm", "grpo", "--reward", "judge"],
     "reward_model": ["--algorithm", "grpo", "--reward", "model"],
     "dpo": ["--algorithm", "dpo"],
+    # A reward model without a KL is fooled: a guard must see it, and the run must end with the best version before.
+    "no_kl": ["--algorithm", "grpo", "--reward", "model", "--set", "rl.kl_beta=0", "--set", "rl.steps=80"],
 }
+DEFAULT_ROUTES = ("direct", "reward_model", "dpo")
+STOPPED = 3
 FIGURES = {
     "win_rate": "ratio",
     "harmful_compliance": "ratio",
@@ -30,13 +34,16 @@ FIGURES = {
     "kl": "nats",
     "seconds": "s",
     "peak_rss": "GB",
+    "gold": "score",
+    "guard_step": "step",
+    "rolled_back_to_step": "step",
 }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 … N-1 of each route")
-    parser.add_argument("--routes", nargs="+", choices=sorted(ROUTES), default=list(ROUTES))
+    parser.add_argument("--routes", nargs="+", choices=sorted(ROUTES), default=DEFAULT_ROUTES)
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     options = parser.parse_args()
 
@@ -72,13 +79,14 @@ def run(folder: Path, *, route: str, seed: int) -> dict[str, float | None]:
             str(folder),
         ]
         code = subprocess.run(command, check=False).returncode
-        if code != 0:
+        if code not in (0, STOPPED):
             sys.exit(f"{' '.join(command)} ended with {code}")
         timing.write_text(f"{time.monotonic() - start:.1f}")
-    return read(json.loads(report.read_text()), float(timing.read_text()))
+    training = json.loads((folder / "stages" / "train" / "done.json").read_text())["values"]["results"]
+    return read(json.loads(report.read_text()), training, float(timing.read_text()))
 
 
-def read(report: dict[str, Any], seconds: float) -> dict[str, float | None]:
+def read(report: dict[str, Any], training: dict[str, Any], seconds: float) -> dict[str, float | None]:
     peak = report["peak_rss_bytes"]
     return {
         "win_rate": report["win_rate"]["value"],
@@ -90,6 +98,9 @@ def read(report: dict[str, Any], seconds: float) -> dict[str, float | None]:
         "kl": report["kl"],
         "seconds": seconds,
         "peak_rss": None if peak is None else peak / 1e9,
+        "gold": report["gold"]["trained"],
+        "guard_step": (training.get("guard") or {}).get("step"),
+        "rolled_back_to_step": (training.get("rolled_back") or {}).get("num_steps"),
     }
 
 

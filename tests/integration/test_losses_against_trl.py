@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from model_fixtures import model_folder as model_folder
 from model_fixtures import other_model_folder as other_model_folder
 from rlaif_pipelines.training import losses
+from rlaif_pipelines.training.config.rl import Aggregation
 from rlaif_pipelines.training.data import pad
 from rlaif_pipelines.training.model import PolicyLogprobs, RewardScores
 from rlaif_pipelines.training.packing import Layout, Rows, Tree
@@ -370,8 +371,19 @@ def completions() -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kl_beta", [0.0, 0.1])
-@pytest.mark.parametrize("name", ["dapo", "bnpo"])
-def test_the_policy_s_loss_is_trl_s(grpo_trainer: Any, name: str, kl_beta: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "aggregation", "level"),
+    [
+        ("dapo", "token_mean", "token"),
+        ("bnpo", "token_mean", "token"),
+        ("grpo", "sequence_mean", "token"),
+        ("dr_grpo", "constant_length", "token"),
+        ("grpo", "sequence_mean", "sequence"),
+    ],
+)
+def test_the_policy_s_loss_is_trl_s(
+    grpo_trainer: Any, name: str, aggregation: Aggregation, level: str, kl_beta: float
+) -> None:
     ids_BT, mask_BT = pad(completions(), pad_id=0)
     num_sequences = len(ids_BT)
     shape = mask_BT.shape
@@ -383,6 +395,7 @@ def test_the_policy_s_loss_is_trl_s(grpo_trainer: Any, name: str, kl_beta: float
     ratio_BT = losses.truncated_importance_weights(old_BT, sampler_logprobs_N=sampler_BT, maximum=2.0)
     trainer = grpo_trainer
     trainer.loss_type, trainer.beta, trainer.use_vllm = name, kl_beta, True
+    trainer.importance_sampling_level = level
     trainer.epsilon_low, trainer.epsilon_high = 0.2, 0.28
     trainer.args.use_bias_correction_kl = False
     trainer.current_gradient_accumulation_steps, trainer.args.steps_per_generation = 1, 1
@@ -404,7 +417,14 @@ def test_the_policy_s_loss_is_trl_s(grpo_trainer: Any, name: str, kl_beta: float
         sampler_logprobs_N=sampler_BT[mask_BT],
         reference_logprobs_N=reference_BT[mask_BT],
         advantages_N=advantages_B[:, None].expand_as(leaf_BT)[mask_BT],
-        num_tokens=int(mask_BT.sum()),
+        weights_N=losses.token_weights(
+            mask_BT.sum(dim=1),
+            aggregation=aggregation,
+            num_sequences=num_sequences,
+            num_tokens=int(mask_BT.sum()),
+            constant_length=MAX_TOKENS,
+        ),
+        sequence_N=mask_BT.nonzero()[:, 0] if level == "sequence" else None,
         kl_beta=kl_beta,
     )
     assert found.num_clipped > 0

@@ -413,7 +413,7 @@ async def test_a_training_waits_for_a_store_that_is_away_and_leaves_what_is_need
                 "group_size": 4,
                 "quorum": 2,
                 "max_tokens": 8,
-                "max_kl": None,
+                "guards": {"kl": {"limit": None}},
                 "engine": {"num_threads": 1, "attention": "eager"},
                 "failures": {"outage_seconds": 60.0, "pause_seconds": 0.1},
             }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlaif_pipelines.training import losses
+from rlaif_pipelines.training.config.rl import AdvantageKind, Aggregation
 from tensor_sizes import LargestTensor
 
 LOG_2 = math.log(2.0)
@@ -271,6 +272,33 @@ def test_advantages_of_one_group() -> None:
     assert found.used_QG.all()
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    # Rewards 1, 2, 6 and 0, 4: means 3 and 2; what is left: −2, −1, 3 and −2, 2.
+    [
+        ("dr_grpo", [[-2.0, -1.0, 3.0], [-2.0, 2.0, 0.0]]),
+        # Less the mean of the others: 1 − 4, 2 − 3.5, 6 − 1.5; 0 − 4, 4 − 0.
+        ("rloo", [[-3.0, -1.5, 4.5], [-4.0, 4.0, 0.0]]),
+        # The squares sum to 22, over 5 − 1: the sd is √5.5.
+        (
+            "reinforce_plus_plus",
+            [[-2 / 5.5**0.5, -1 / 5.5**0.5, 3 / 5.5**0.5], [-2 / 5.5**0.5, 2 / 5.5**0.5, 0.0]],
+        ),
+    ],
+)
+def test_other_advantages_of_two_groups(kind: AdvantageKind, expected: list[list[float]]) -> None:
+    rewards_QG = torch.tensor([[1.0, 2.0, 6.0], [0.0, 4.0, math.nan]], dtype=torch.float64)
+    found = losses.group_advantages(rewards_QG, quorum=2, kind=kind, epsilon=0.0)
+    assert found.advantages_QG.flatten().tolist() == pytest.approx([value for row in expected for value in row])
+
+
+def test_a_dropped_group_is_no_part_of_the_batch_s_sd() -> None:
+    rewards_QG = torch.tensor([[1.0, 3.0], [7.0, math.nan]], dtype=torch.float64)
+    found = losses.group_advantages(rewards_QG, quorum=2, kind="reinforce_plus_plus", epsilon=0.0)
+    # −1 and 1 over √2, the sd of these two.
+    assert found.advantages_QG.tolist() == [pytest.approx([-(0.5**0.5), 0.5**0.5]), [0.0, 0.0]]
+
+
 def test_differences_below_epsilon_count_in_part():
     # sd 1, epsilon 1: half of what they count in full.
     found = losses.group_advantages(torch.tensor([[1.0, 2.0, 3.0]]), quorum=2, epsilon=1.0)
@@ -333,7 +361,7 @@ def test_policy_loss_clips_by_the_sign_of_the_advantage() -> None:
         sampler_logprobs_N=old,
         reference_logprobs_N=old,
         advantages_N=advantages,
-        num_tokens=5,
+        weights_N=torch.full((5,), 1 / 5, dtype=torch.float64),
     )
     assert found.loss.item() == pytest.approx(expected)
     assert found.num_clipped.item() == 2
@@ -348,7 +376,7 @@ def test_policy_loss_weighs_by_the_sampler_and_adds_the_kl() -> None:
         sampler_logprobs_N=tensor(0.4).log(),
         reference_logprobs_N=tensor(0.25).log(),
         advantages_N=tensor(2.0),
-        num_tokens=4,
+        weights_N=tensor(0.25),
         kl_beta=0.1,
     )
     # (−1.25·2 + 0.1·(−½ + ln 2)) / 4; gradient (−1.25·2 + 0.1·(1 − ½)) / 4.
@@ -356,6 +384,53 @@ def test_policy_loss_weighs_by_the_sampler_and_adds_the_kl() -> None:
     found.loss.backward()
     assert logprobs.grad is not None
     assert logprobs.grad.item() == pytest.approx((-2.5 + 0.05) / 4)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    # Two sequences of 1 and 3 tokens, of a batch with 4 sequences and 10 tokens; the constant is 20.
+    [
+        ("token_mean", [1 / 10] * 4),
+        ("sequence_mean", [1 / 4, 1 / 12, 1 / 12, 1 / 12]),
+        ("constant_length", [1 / 80] * 4),
+    ],
+)
+def test_what_a_token_counts(aggregation: Aggregation, expected: list[float]) -> None:
+    found = losses.token_weights(
+        torch.tensor([1, 3]), aggregation=aggregation, num_sequences=4, num_tokens=10, constant_length=20
+    )
+    assert found.tolist() == pytest.approx(expected)
+
+
+def test_a_ratio_for_each_sequence_is_clipped_whole() -> None:
+    # Ratios 2 and ½ in one sequence: their geometric mean is 1. Ratio 1.5 and 1.5: 1.5, clipped to 1.28.
+    logprobs = tensor(2.0, 0.5, 1.5, 1.5).log().requires_grad_()
+    zeros = torch.zeros(4, dtype=torch.float64)
+    found = losses.policy_loss(
+        logprobs,
+        old_logprobs_N=zeros,
+        sampler_logprobs_N=zeros,
+        reference_logprobs_N=zeros,
+        advantages_N=tensor(1.0, 1.0, 3.0, 3.0),
+        weights_N=torch.full((4,), 0.25, dtype=torch.float64),
+        sequence_N=torch.tensor([0, 0, 1, 1]),
+    )
+    # −(1·1 + 1.28·3) / 2
+    assert found.loss.item() == pytest.approx(-(1.0 + 3.84) / 2)
+    assert found.num_clipped.item() == 2
+    found.loss.backward()
+    assert logprobs.grad is not None
+    # d/dlogprob of −½·exp(mean log-ratio): −½·1·½ for both tokens; nothing where it is clipped.
+    assert logprobs.grad.tolist() == pytest.approx([-0.25, -0.25, 0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("kl", "expected"),
+    # Target 6: 6.6 is 0.1 too much, +1 %; far off is clipped at 0.2, ±2 %.
+    [(6.0, 0.5), (6.6, 0.505), (60.0, 0.51), (0.0, 0.49)],
+)
+def test_the_weight_of_the_kl_follows_its_target(kl: float, expected: float) -> None:
+    assert losses.adapted_kl_beta(0.5, kl=kl, target=6.0) == pytest.approx(expected)
 
 
 def test_micro_batches_add_up_to_the_batch() -> None:
@@ -370,7 +445,7 @@ def test_micro_batches_add_up_to_the_batch() -> None:
             sampler_logprobs_N=sampler[part],
             reference_logprobs_N=reference[part],
             advantages_N=advantages[part],
-            num_tokens=12,
+            weights_N=torch.full_like(advantages[part], 1 / 12),
             kl_beta=0.05,
         ).loss
 

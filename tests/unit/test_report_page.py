@@ -223,6 +223,39 @@ def test_ticks_are_round_and_span_the_range() -> None:
     assert ticks(5, 5, count=4)[0] <= 5 <= ticks(5, 5, count=4)[-1]
 
 
+FIRING = {
+    "guard": "held_out",
+    "action": "stop",
+    "step": 41,
+    "value": 3.2,
+    "limit": 2.0,
+    "sentence": "the reward rose from 0.1 to 0.4 while the held-out score fell from 0.7 to 0.5",
+}
+
+
+def test_a_guard_that_fired_is_told_with_its_numbers_and_marked_in_every_plot(tmp_path: Path) -> None:
+    root = write_run(tmp_path / "run")
+    back = {"num_steps": 20, "from_version": 20, "version": 41, "held_out": 0.7}
+    row = {"stage": "rl", "step": 41, "num_steps": 60, "reward": 8.0, "gold": 0.1, "kl": 2.0}
+    with (root / "metrics.jsonl").open("a") as lines:
+        lines.write(json.dumps({**row, "guards": [FIRING], "rolled_back": back}) + "\n")
+    _, page = report_of(root)
+    assert FIRING["sentence"] in page
+    assert "went back to the weights after step 20, published as version 41" in page
+    plots = re.findall(r"<svg class=\"plot\".*? over (?:training )?steps\".*?</svg>", page)
+    assert len(plots) >= 6
+    assert all("held_out: stop" in plot and "rolled back to" in plot for plot in plots)
+
+
+def test_proxy_held_out_score_and_gold_are_shown_together(tmp_path: Path) -> None:
+    _, page = report_of(write_run(tmp_path / "run"))
+    (plot,) = re.findall(r"<svg[^>]*Proxy, held-out score and gold.*?</svg>", page)
+    assert plot.count("<polyline") == 3
+    # A figure that never changes is no news.
+    assert "Learning rate over training steps" not in page
+    assert "Repetition over training steps" in page
+
+
 def test_a_line_goes_through_its_points_and_a_far_guard_is_not_drawn() -> None:
     chart = line_chart([Series("a", [(0, 0), (10, 1)], "first")], title="a & b", x_label="step", limit=1.5)
     left, right = (point.split(",") for point in re.findall(r'points="([^"]+)"', chart)[0].split())

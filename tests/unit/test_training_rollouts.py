@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ Make = Callable[..., Rollouts]
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     """Makes the rollouts of step 3 at version 7."""
-    path = write_lines(tmp_path / "prompts.jsonl", [prompt(n) for n in range(6)])
 
-    def make_rollouts(sampler: FakeSampler, rewards: FakeRewards, *, step: int = 3, **changes: Any) -> Rollouts:
+    def make_rollouts(
+        sampler: FakeSampler, rewards: FakeRewards, *, step: int = 3, num_prompts: int = 6, **changes: Any
+    ) -> Rollouts:
+        path = write_lines(tmp_path / "prompts.jsonl", [prompt(n) for n in range(num_prompts)])
         values = {
             "out": tmp_path,
             "policy": "p",
@@ -49,7 +52,7 @@ def test_rewards_stand_beside_their_completions(make: Make) -> None:
     sampler = FakeSampler(version=7)
     rollouts = make(sampler, FakeRewards())
     assert rollouts.rewards == [[0.1, 0.2, 0.3, 0.4]] * 2
-    assert (rollouts.failures, rollouts.gold, rollouts.watch) == ({}, None, None)
+    assert (rollouts.failures, rollouts.gold, rollouts.held_out) == ({}, None, None)
     assert sampler.calls[0]["min_policy_version"] == 7
     assert Rollouts.from_json(rollouts.to_json()) == rollouts
 
@@ -104,9 +107,43 @@ def test_samples_of_a_newer_version_are_refused(make: Make) -> None:
         make(FakeSampler(version=9), FakeRewards())
 
 
-def test_the_second_opinion_is_asked_for_every_so_often_and_only_logged(make: Make) -> None:
-    watch = {"watch": {"name": "rewardModels/distilled"}, "watch_every": 3}
-    rewards = FakeRewards()
-    assert make(FakeSampler(version=7), rewards, step=3, **watch).watch == pytest.approx(0.25)
+def test_a_reward_that_is_no_number_is_a_failure(make: Make) -> None:
+    rewards = FakeRewards(value=lambda text: math.nan if text == "eee" else 0.5)
+    rollouts = make(FakeSampler(version=7), rewards)
+    assert rollouts.rewards == [[0.5, 0.5, None, 0.5]] * 2
+    assert rollouts.failures == {"NOT_FINITE": 2}
+
+
+WATCH = {"watch": {"name": "rewardModels/distilled"}, "watch_every": 3, "watch_completions": 2}
+
+
+def test_the_second_opinion_scores_every_so_often_prompts_that_are_never_trained_on(make: Make) -> None:
+    rewards, sampler = FakeRewards(), FakeSampler(version=7)
+    found = make(sampler, rewards, step=3, num_prompts=80, **WATCH)
     assert rewards.calls == ["rewardModels/judge", "rewardModels/distilled"]
-    assert make(FakeSampler(version=7), rewards, step=4, **watch).watch is None
+    # One in eight of 80 prompts; completions "e" and "ee" score 0.1 and 0.2.
+    assert found.held_out == [pytest.approx(0.15)] * 10
+    dev = sampler.calls[1]["prompts"]
+    assert make(sampler, rewards, step=4, num_prompts=80, **WATCH).held_out is None
+
+    for step in range(6, 27):
+        make(sampler, rewards, step=step, num_prompts=80, prompts_per_step=7, **WATCH)
+    trained = {p for call in sampler.calls if len(call["prompts"]) == 7 for p in call["prompts"]}
+    assert len(trained) == 70
+    assert not trained & set(dev)
+    again = [call for call in sampler.calls if len(call["prompts"]) == 10]
+    assert {tuple(call["prompts"]) for call in again} == {tuple(dev)}
+    assert len({call["seed"] for call in again}) == 1
+
+
+def test_an_input_that_the_second_opinion_cannot_score_is_missing(make: Make) -> None:
+    rewards = FakeRewards(fails=lambda call, index: "TOO_LONG" if call == 2 and index in (0, 2, 3) else "")
+    found = make(FakeSampler(version=7), rewards, num_prompts=80, **WATCH).held_out
+    assert found is not None
+    assert found[:3] == [pytest.approx(0.2), None, pytest.approx(0.15)]
+
+
+def test_with_few_prompts_none_is_set_apart(make: Make) -> None:
+    rewards = FakeRewards()
+    assert make(FakeSampler(version=7), rewards, num_prompts=63, **WATCH).held_out is None
+    assert rewards.calls == ["rewardModels/judge"]

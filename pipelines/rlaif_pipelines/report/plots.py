@@ -26,12 +26,25 @@ class Series:
     style: str
 
 
-def line_chart(series: Sequence[Series], *, title: str, x_label: str, limit: float | None = None) -> Markup:
-    """Lines over one x axis with a little room above and below; `limit` is drawn as a dashed line where it is near."""
+@dataclass(frozen=True)
+class Mark:
+    """A vertical line at `x` that says what happened there."""
+
+    x: float
+    text: str
+
+
+def line_chart(
+    series: Sequence[Series], *, title: str, x_label: str, limit: float | None = None, marks: Sequence[Mark] = ()
+) -> Markup:
+    """Lines over one x axis with a little room above and below; `limit` is drawn as a dashed line where it is near.
+
+    With several series their names stand above the lines.
+    """
     points = [point for each in series for point in each.points]
     if not points:
         return Markup("")
-    xs, ys = [x for x, _ in points], [y for _, y in points]
+    xs, ys = [*(x for x, _ in points), *(mark.x for mark in marks)], [y for _, y in points]
     low, high = min(ys), max(ys)
     if limit is not None and limit <= high * 2:
         high = max(high, limit)
@@ -42,6 +55,18 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, limit: flo
         y = frame.y(limit)
         parts.append(f'<line class="limit" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(_text("guard", x=_WIDTH - _RIGHT, y=y - 4, anchor="end"))
+    for mark in marks:
+        x = frame.x(mark.x)
+        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
+        on_the_left = mark.x > (frame.x_low + frame.x_high) / 2
+        anchor = "end" if on_the_left else "start"
+        parts.append(_text(mark.text, x=x - 3 if on_the_left else x + 3, y=_TOP + 8, anchor=anchor))
+    for number, each in enumerate(series if len(series) > 1 else ()):
+        x = _LEFT + 8 + 90 * number
+        parts.append(
+            f'<line class="line {escape(each.style)}" x1="{x}" x2="{x + 16}" y1="{_TOP - 6}" y2="{_TOP - 6}"/>'
+        )
+        parts.append(_text(each.name, x=x + 20, y=_TOP - 2, anchor="start"))
     for each in series:
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in each.points)
         parts.append(f'<polyline class="line {escape(each.style)}" points="{path}"/>')

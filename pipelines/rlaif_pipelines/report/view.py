@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from rlaif_pipelines.report.facts import RunFacts
 from rlaif_pipelines.report.labels import heat_map, label_view
-from rlaif_pipelines.report.plots import Series, interval_bar, line_chart
+from rlaif_pipelines.report.plots import Mark, Series, interval_bar, line_chart
 from rlaif_pipelines.report.words import banner
 
 _ROUTES: Final = {
@@ -21,11 +21,27 @@ _ROUTES: Final = {
 _CHARTS: Final = (
     ("reward", "Reward (proxy)", "what the policy is trained on", "first"),
     ("gold", "Gold", "independent rules; logged only, never trained on", "second"),
-    ("reward_model", "Reward model", "second opinion, trained from the labels", "third"),
+    ("held_out", "Held-out score", "second opinion on prompts set apart; guards, never trained on", "third"),
     ("kl", "KL", "nats a reply from where the round began", "fourth"),
     ("completion_tokens", "Reply length", "tokens", "fifth"),
     ("entropy", "Entropy", "nats a token", "sixth"),
+    ("repetition", "Repetition", "share of a reply's 4-grams that it has said before", "first"),
+    ("clip_fraction", "Clipped", "share of tokens whose ratio of policies was clipped", "second"),
+    ("truncated_fraction", "Truncated", "share of tokens whose weight against the sampler was cut", "third"),
+    ("cut_off_fraction", "Cut off", "share of replies that ended because their token budget did", "fourth"),
+    ("learning_rate", "Learning rate", "", "fifth"),
+    ("kl_beta", "KL weight", "", "sixth"),
+    ("grad_norm", "Gradient norm", "before clipping", "first"),
 )
+_CONSTANT_IS_NO_NEWS: Final = (
+    "repetition",
+    "clip_fraction",
+    "truncated_fraction",
+    "cut_off_fraction",
+    "learning_rate",
+    "kl_beta",
+)
+_TOGETHER: Final = (("reward", "proxy", "first"), ("held_out", "held-out", "third"), ("gold", "gold", "second"))
 _LOSS_CHART: Final = (("loss", "Loss", "of the preferences; DPO has no reward", "first"),)
 _MAX_EXAMPLES_PER_CATEGORY: Final = 4
 _NO_BREAK: Final = "\u00a0"
@@ -47,6 +63,8 @@ def view(facts: RunFacts, summary: Mapping[str, Any]) -> dict[str, Any]:
         "comparison": list(_comparison(summary)),
         "categories": _categories(facts),
         "charts": list(_charts(facts)),
+        "guards": list(_guards(facts)),
+        "held_out_off": _held_out_off(facts),
         "labels": label_view(facts),
         "reward_models": list(_reward_models(facts)),
         "heat": heat_map(facts),
@@ -118,31 +136,104 @@ def _categories(facts: RunFacts) -> list[dict[str, Any]]:
 
 
 def _charts(facts: RunFacts) -> Iterator[dict[str, Any]]:
-    guard = (facts.settings.get("rl") or {}).get("max_kl")
+    guards = (facts.settings.get("rl") or {}).get("guards") or {}
+    max_kl = (guards.get("kl") or {}).get("limit")
     rows = [row for row in facts.metrics if row["kind"] == "train"]
+    place = _axis(rows)
+    marks = list(_marks(rows, place))
+    yield from _together(rows, place, marks)
+    for key, title, meaning, style in _CHARTS if any("reward" in row for row in rows) else _LOSS_CHART:
+        points = _points(rows, key, place)
+        if len(points) < 2 or (key in _CONSTANT_IS_NO_NEWS and len({y for _, y in points}) == 1):
+            continue
+        yield {
+            "title": title,
+            "meaning": meaning,
+            "first": f"{points[0][1]:.3g}",
+            "last": f"{points[-1][1]:.3g}",
+            "plot": line_chart(
+                [Series(title, points, style)],
+                title=f"{title} over training steps",
+                x_label="step",
+                limit=max_kl if key == "kl" else None,
+                marks=marks,
+            ),
+        }
+
+
+def _axis(rows: Sequence[Mapping[str, Any]]) -> Callable[[int, int], float]:
+    """Where a step of a round stands: rounds follow each other on one axis."""
     last_steps: dict[int, int] = {}
     for row in rows:
         last_steps[row["round"]] = max(last_steps.get(row["round"], 0), row["step"])
 
-    def place(row: Mapping[str, Any]) -> float:
-        """Rounds follow each other on one axis."""
-        return float(row["step"] + sum(steps for number, steps in last_steps.items() if number < row["round"]))
+    def place(round_number: int, step: int) -> float:
+        return float(step + sum(steps for number, steps in last_steps.items() if number < round_number))
 
-    for key, title, meaning, style in _CHARTS if any("reward" in row for row in rows) else _LOSS_CHART:
-        points = [(place(row), float(row[key])) for row in rows if isinstance(row.get(key), int | float)]
-        if len(points) > 1:
+    return place
+
+
+def _points(
+    rows: Sequence[Mapping[str, Any]], key: str, place: Callable[[int, int], float]
+) -> list[tuple[float, float]]:
+    return [
+        (place(row["round"], row["step"]), float(row[key])) for row in rows if isinstance(row.get(key), int | float)
+    ]
+
+
+def _together(
+    rows: Sequence[Mapping[str, Any]], place: Callable[[int, int], float], marks: Sequence[Mark]
+) -> Iterator[dict[str, Any]]:
+    """Proxy, held-out score and gold in one picture: whether what is optimised still means what it should."""
+    series = []
+    for key, name, style in _TOGETHER:
+        points = _points(rows, key, place)
+        low, high = min((y for _, y in points), default=0.0), max((y for _, y in points), default=0.0)
+        if len(points) > 1 and high > low:
+            series.append(Series(name, [(x, (y - low) / (high - low)) for x, y in points], style))
+    if len(series) > 1:
+        yield {
+            "title": "Proxy against the rest",
+            "meaning": "each from its lowest to its highest",
+            "first": "0",
+            "last": "1",
+            "plot": line_chart(series, title="Proxy, held-out score and gold over steps", x_label="step", marks=marks),
+        }
+
+
+def _marks(rows: Sequence[Mapping[str, Any]], place: Callable[[int, int], float]) -> Iterator[Mark]:
+    for row in rows:
+        for firing in row.get("guards") or ():
+            yield Mark(place(row["round"], row["step"]), f"{firing['guard']}: {firing['action']}")
+        if back := row.get("rolled_back"):
+            # The rollouts of step n + 1 come from the weights after step n.
+            yield Mark(place(row["round"], back["num_steps"] + 1), "rolled back to")
+
+
+def _guards(facts: RunFacts) -> Iterator[dict[str, Any]]:
+    """Every firing: which guard, where, on which numbers, and what came of it."""
+    for row in facts.metrics:
+        back = row.get("rolled_back")
+        for firing in row.get("guards") or ():
+            stopped = firing["action"] == "stop"
             yield {
-                "title": title,
-                "meaning": meaning,
-                "first": f"{points[0][1]:.3g}",
-                "last": f"{points[-1][1]:.3g}",
-                "plot": line_chart(
-                    [Series(title, points, style)],
-                    title=f"{title} over training steps",
-                    x_label="step",
-                    limit=guard if key == "kl" else None,
-                ),
+                "round": row["round"],
+                "step": row["step"],
+                "guard": firing["guard"].replace("_", "-"),
+                "sentence": firing["sentence"],
+                "consequence": "the learning rate was halved"
+                if not stopped
+                else f"training stopped and went back to the weights after step {back['num_steps']}, published as "
+                f"version {back['version']}"
+                if back
+                else "training stopped",
             }
+
+
+def _held_out_off(facts: RunFacts) -> str | None:
+    """Why nothing watched whether the reward still means what it should."""
+    results = [stage.values.get("results") or {} for stage in facts.stages.values() if stage.kind == "train"]
+    return next((each["held_out_off"] for each in results if each.get("held_out_off")), None)
 
 
 def _reward_models(facts: RunFacts) -> Iterator[dict[str, Any]]:

@@ -218,15 +218,19 @@ def _kl(context: RunContext, rows: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _steps(context: RunContext, round_number: int) -> dict[str, list[Any]]:
-    """Proxy against gold over the steps of training, as columns; gold is null where the world has none."""
-    path = context.result(stage_name("train", round_number)).values.get("metrics")
+    """Proxy against gold over the steps that made the policy, as columns; gold is null where the world has none.
+
+    The rollouts of step n + 1 come from the weights after step n: a policy that was rolled back to them is told by it.
+    """
+    values = context.result(stage_name("train", round_number)).values
+    path, rolled_back = values.get("metrics"), (values.get("results") or {}).get("rolled_back")
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("step", "reward", "gold", "kl", "reward_model", "completion_tokens")
+        name: [] for name in ("step", "reward", "gold", "kl", "held_out", "completion_tokens")
     }
     if path is None or not Path(path).is_file():
         return columns
     for row in read_rows(Path(path)):
-        if row.get("reward") is not None:
+        if row.get("reward") is not None and (rolled_back is None or row["step"] <= rolled_back["num_steps"] + 1):
             for name, column in columns.items():
                 column.append(row.get(name))
     return columns

@@ -88,16 +88,31 @@ def _verb(context: RunContext, start: PolicyVersion, *, round_number: int) -> tu
         "num_steps": settings.rl.steps,
         "prompts_per_step": settings.rl.prompts_per_step,
         "group_size": settings.rl.completions_per_prompt,
+        "advantage": settings.rl.advantage,
         "advantage_epsilon": settings.rl.advantage_epsilon,
+        "aggregation": settings.rl.aggregation,
+        "ratio": settings.rl.ratio,
+        "updates_per_batch": settings.rl.updates_per_batch,
         "quorum": max(2, settings.rl.completions_per_prompt // 2),
         "max_tokens": settings.sampling.max_tokens,
         "temperature": settings.sampling.temperature,
         "kl_beta": settings.rl.kl_beta,
-        "max_kl": settings.rl.max_kl,
+        "kl_in": settings.rl.kl_in,
+        # In a reward k1 gives the gradient of the KL itself; k3 is for losses.
+        "kl_estimator": "k1" if settings.rl.kl_in == "reward" else "k3",
+        "kl_target": settings.rl.kl_target,
+        "watch_every": settings.rl.watch_every,
+        "watch_prompts": settings.rl.watch_prompts,
+        "guards": settings.rl.guards.model_dump(),
         "staleness": settings.rl.staleness,
         "checkpoint_every": settings.rl.checkpoint_every,
         # A short memory of squared gradients: 40 steps are fewer than the thousand that 0.999 averages over.
-        "optimizer": {"learning_rate": settings.rl.learning_rate, "warmup_steps": 5, "betas": (0.9, 0.95)},
+        "optimizer": {
+            "learning_rate": settings.rl.learning_rate,
+            "warmup_steps": 5,
+            "schedule": settings.rl.schedule,
+            "betas": (0.9, 0.95),
+        },
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 import random
 import zlib
@@ -48,6 +49,19 @@ def read_prompts(path: Path) -> tuple[TrainingPrompt, ...]:
     if not prompts:
         raise InvalidInputError(f"{path}: no prompt is of the train split", reason="NO_PROMPTS", field="prompts")
     return tuple(prompts)
+
+
+def split_dev_prompts(
+    prompts: Sequence[TrainingPrompt], *, num_dev: int, seed: int
+) -> tuple[list[TrainingPrompt], list[TrainingPrompt]]:
+    """(to train on, set apart): `num_dev` prompts, evenly over the categories, decided by their ids and the seed."""
+    by_category: dict[str, list[TrainingPrompt]] = {}
+    for prompt in sorted(prompts, key=lambda each: hashlib.sha256(f"dev:{seed}:{each.prompt_id}".encode()).digest()):
+        by_category.setdefault(prompt.category or "", []).append(prompt)
+    turns = itertools.zip_longest(*(by_category[category] for category in sorted(by_category)))
+    order = [prompt for turn in turns for prompt in turn if prompt is not None]
+    dev = {prompt.prompt_id for prompt in order[:num_dev]}
+    return [prompt for prompt in prompts if prompt.prompt_id not in dev], order[:num_dev]
 
 
 def epoch_order(num_items: int, *, seed: int, epoch: int) -> list[int]:

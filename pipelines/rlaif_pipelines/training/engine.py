@@ -136,9 +136,12 @@ class TrainingEngine:
         # DeepSpeed averages gradients over processes, our losses are shares of a sum.
         self._engine.backward(loss * num_processes(), scale_wrt_gas=False)
 
-    def step(self, step: int) -> float:
-        """Updates the weights at the rate of that step, counted from 0; returns the gradient's norm before clipping."""
-        rate = learning_rate(step, settings=self._optimizer_settings, num_steps=self._num_steps)
+    def step(self, step: int, *, rate_factor: float = 1.0) -> float:
+        """Updates the weights at the rate of that step, counted from 0, times `rate_factor`.
+
+        Returns the gradient's norm before clipping.
+        """
+        rate = rate_factor * learning_rate(step, settings=self._optimizer_settings, num_steps=self._num_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         norm = self._gradient_norm()

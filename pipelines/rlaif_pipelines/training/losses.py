@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlaif_pipelines.training.config.rl import AdvantageKind, Aggregation
+
 KlEstimator = Literal["k1", "k2", "k3"]
 
 CHUNK_LOGITS = 2**24
@@ -209,9 +211,15 @@ class GroupAdvantages:
 
 
 def group_advantages(
-    rewards_QG: Tensor, *, quorum: int, epsilon: float = 1e-4, min_sd: float = 1e-6
+    rewards_QG: Tensor, *, quorum: int, kind: AdvantageKind = "grpo", epsilon: float = 1e-4, min_sd: float = 1e-6
 ) -> GroupAdvantages:
-    """(r − mean of its group) / (sd of its group + epsilon): Shao et al. 2024 (2402.03300) §4.1.2.
+    """How much better each completion is than others of its prompt.
+
+    grpo: (r − mean of its group) / (sd of its group + epsilon), Shao et al. 2024 (2402.03300) §4.1.2.
+    dr_grpo: r − mean of its group, without the division, Liu et al. 2025 (2503.20783).
+    rloo: r − mean of the group's others, Ahmadian et al. 2024 (2402.14740), which is n/(n − 1) times that.
+    reinforce_plus_plus: (r − mean of its group) / (sd over the batch of what stands above + epsilon), Hu et al. 2025
+    (2501.03262), its variant with a baseline.
 
     `epsilon`, in units of the reward, keeps differences that are only the judge's noise from counting in full.
 
@@ -228,7 +236,16 @@ def group_advantages(
     quorate_Q = count_Q >= max(quorum, 2)
     varied_Q = sd_Q > min_sd
     used_QG = present_QG & (quorate_Q & varied_Q)[:, None]
-    advantages_QG = centred_QG / (sd_Q + epsilon)[:, None]
+    match kind:
+        case "grpo":
+            advantages_QG = centred_QG / (sd_Q + epsilon)[:, None]
+        case "dr_grpo":
+            advantages_QG = centred_QG
+        case "rloo":
+            advantages_QG = centred_QG * (count_Q / (count_Q - 1).clamp(min=1))[:, None]
+        case "reinforce_plus_plus":
+            squares = torch.where(used_QG, centred_QG, torch.zeros_like(centred_QG)).square().sum()
+            advantages_QG = centred_QG / ((squares / (used_QG.sum() - 1).clamp(min=1)).sqrt() + epsilon)
     return GroupAdvantages(
         advantages_QG=torch.where(used_QG, advantages_QG, torch.zeros_like(advantages_QG)),
         used_QG=used_QG,
@@ -236,6 +253,26 @@ def group_advantages(
         num_groups_below_quorum=int((~quorate_Q).sum()),
         num_groups_without_variance=int((quorate_Q & ~varied_Q).sum()),
     )
+
+
+def token_weights(
+    lengths_S: Tensor, *, aggregation: Aggregation, num_sequences: int, num_tokens: int, constant_length: int
+) -> Tensor:
+    """What each token's loss counts, weights_N; `lengths_S` are of some of the batch's sequences, in their order.
+
+    token_mean: 1 / tokens of the batch, Yu et al. 2025 (2503.14476) eq. 8. sequence_mean: 1 / (tokens of its sequence ×
+    sequences of the batch), 2402.03300 eq. 3. constant_length: 1 / (`constant_length` × sequences of the batch), so
+    that a long sequence counts no less a token, 2503.20783; times that constant it is the sum over each sequence that
+    2402.14740 takes. `num_sequences` and `num_tokens` are of the whole batch, so that its micro-batches add up.
+    """
+    match aggregation:
+        case "token_mean":
+            weights_S = torch.full_like(lengths_S, 1.0 / num_tokens, dtype=torch.float32)
+        case "sequence_mean":
+            weights_S = 1.0 / (lengths_S.clamp(min=1) * float(num_sequences))
+        case "constant_length":
+            weights_S = torch.full_like(lengths_S, 1.0 / (constant_length * num_sequences), dtype=torch.float32)
+    return weights_S.repeat_interleave(lengths_S)
 
 
 def kl_penalty(logprobs_N: Tensor, *, reference_logprobs_N: Tensor, estimator: KlEstimator) -> Tensor:
@@ -254,6 +291,15 @@ def kl_penalty(logprobs_N: Tensor, *, reference_logprobs_N: Tensor, estimator: K
             return torch.expm1(log_ratio_N) - log_ratio_N
 
 
+def adapted_kl_beta(beta: float, *, kl: float, target: float, gain: float = 0.1) -> float:
+    """The weight of the KL for the next batch: β·(1 + gain·clip(kl/target − 1, −0.2, 0.2)).
+
+    Ziegler et al. 2019 (1909.08593) §2.2, whose K_β is `gain`. Deviation: there the KL is in the reward; here it may
+    as well be in the loss.
+    """
+    return beta * (1.0 + gain * min(max(kl / target - 1.0, -0.2), 0.2))
+
+
 def truncated_importance_weights(logprobs_N: Tensor, *, sampler_logprobs_N: Tensor, maximum: float) -> Tensor:
     """min(π(token) / π_sampler(token), maximum), without gradient.
 
@@ -266,7 +312,7 @@ def truncated_importance_weights(logprobs_N: Tensor, *, sampler_logprobs_N: Tens
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """Sums over the tokens given; `loss` is already divided by `num_tokens` and carries the gradient."""
+    """Sums over the tokens given; `loss` carries the gradient."""
 
     loss: Tensor
     num_clipped: Tensor
@@ -280,35 +326,43 @@ def policy_loss(
     sampler_logprobs_N: Tensor,
     reference_logprobs_N: Tensor,
     advantages_N: Tensor,
-    num_tokens: int,
+    weights_N: Tensor,
+    sequence_N: Tensor | None = None,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
     max_importance_weight: float = 2.0,
     kl_beta: float = 0.0,
     kl_estimator: KlEstimator = "k3",
 ) -> PolicyLoss:
-    """Σ over tokens of [ −w·min(ρA, clip(ρ, 1−low, 1+high)·A) + β·KL ] / num_tokens, with ρ = π / π_old.
+    """Σ over tokens of weight·[ −w·min(ρA, clip(ρ, 1−low, 1+high)·A) + β·KL ], with ρ = π / π_old.
 
-    Schulman et al. 2017 (1707.06347) eq. 7 inside 2402.03300 eq. 3, averaged over all tokens of the batch instead of
-    first within each sequence, and with two clip ranges: 2503.14476 eq. 8. `num_tokens` is that of the whole batch, so
-    that the losses of its micro-batches add up. Deviation: w, the truncated importance weight of π_old against the
-    sampler, multiplies the first term.
+    Schulman et al. 2017 (1707.06347) eq. 7 inside 2402.03300 eq. 3, with two clip ranges: 2503.14476 eq. 8. `weights_N`
+    are those of `token_weights`. Deviation: w, the truncated importance weight of π_old against the sampler, multiplies
+    the first term.
+
+    With `sequence_N`, which says of which sequence a token is, ρ is one for all tokens of a sequence, their geometric
+    mean: Zheng et al. 2025 (GSPO, 2507.18071); all tokens of a sequence must be among those given.
     """
-    ratio_N = (logprobs_N - old_logprobs_N).exp()
+    log_ratio_N = logprobs_N - old_logprobs_N
+    if sequence_N is not None:
+        lengths_S = torch.bincount(sequence_N)
+        sums_S = sum_by_sequence(log_ratio_N, sequence_N=sequence_N, num_sequences=len(lengths_S))
+        log_ratio_N = (sums_S / lengths_S.clamp(min=1))[sequence_N]
+    ratio_N = log_ratio_N.exp()
     clipped_ratio_N = ratio_N.clamp(1.0 - clip_low, 1.0 + clip_high)
     unclipped_N, clipped_N = ratio_N * advantages_N, clipped_ratio_N * advantages_N
-    weights_N = truncated_importance_weights(
+    importance_N = truncated_importance_weights(
         old_logprobs_N, sampler_logprobs_N=sampler_logprobs_N, maximum=max_importance_weight
     )
-    loss_N = -weights_N * torch.minimum(unclipped_N, clipped_N)
+    loss_N = -importance_N * torch.minimum(unclipped_N, clipped_N)
     if kl_beta:
         loss_N = loss_N + kl_beta * kl_penalty(
             logprobs_N, reference_logprobs_N=reference_logprobs_N, estimator=kl_estimator
         )
     return PolicyLoss(
-        loss=loss_N.sum() / num_tokens,
+        loss=(weights_N * loss_N).sum(),
         num_clipped=(clipped_N < unclipped_N).sum(),
-        num_truncated=(weights_N >= max_importance_weight).sum(),
+        num_truncated=(importance_N >= max_importance_weight).sum(),
     )
 
 

@@ -1,4 +1,4 @@
-"""One batch of rollouts into one or more optimiser steps of GRPO.
+"""One batch of rollouts into one or more optimiser steps.
 
 Shape legend: N completion tokens, flat; B completions; Q prompts; G completions of one prompt.
 """
@@ -14,8 +14,15 @@ from torch import Tensor
 from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.config.rl import RlTraining
 from rlaif_pipelines.training.engine import TrainingEngine
-from rlaif_pipelines.training.errors import DivergedError, GuardError
-from rlaif_pipelines.training.losses import GroupAdvantages, group_advantages, kl_penalty, policy_loss
+from rlaif_pipelines.training.errors import DivergedError
+from rlaif_pipelines.training.losses import (
+    GroupAdvantages,
+    group_advantages,
+    kl_penalty,
+    policy_loss,
+    sum_by_sequence,
+    token_weights,
+)
 from rlaif_pipelines.training.packing import Layout, Rows, Tree
 from rlaif_pipelines.training.rollouts import Rollouts
 
@@ -52,6 +59,7 @@ class _Tensors:
     rows: Rows
     sampler_logprobs_N: Tensor
     advantages_N: Tensor
+    lengths_B: Tensor
 
 
 class PolicyUpdater:
@@ -65,15 +73,22 @@ class PolicyUpdater:
         self._settings = settings
         self._layout = layout
 
-    def update(self, rollouts: Rollouts, *, first_update: int) -> UpdateReport:
+    def update(
+        self, rollouts: Rollouts, *, first_update: int, kl_beta: float | None = None, rate_factor: float = 1.0
+    ) -> UpdateReport:
         """Takes `updates_per_batch` steps, the first numbered `first_update`, counted from 0.
 
-        GuardError, before any weight moves, when the KL is over its budget; DivergedError when a loss is not finite.
+        None, and no weight moves, where too few samples are left. `kl_beta` None is that of the settings; the learning
+        rate is multiplied by `rate_factor`. DivergedError, before any weight moves, when a loss is not finite.
         """
+        settings = self._settings
+        kl_beta = settings.kl_beta if kl_beta is None else kl_beta
         nan = float("nan")
         rewards_QG = torch.tensor([[nan if value is None else value for value in row] for row in rollouts.rewards])
+        if settings.kl_in == "reward" and kl_beta:
+            rewards_QG = rewards_QG - kl_beta * self._kl_of(rollouts)
         advantages = group_advantages(
-            rewards_QG, quorum=self._settings.quorum, epsilon=self._settings.advantage_epsilon
+            rewards_QG, quorum=settings.quorum, kind=settings.advantage, epsilon=settings.advantage_epsilon
         )
         groups = _samples(rollouts, advantages)
         samples = [sample for group in groups for sample in group]
@@ -82,15 +97,17 @@ class PolicyUpdater:
             num_sequences=len(samples),
             num_tokens=sum(len(sample.token_ids) for sample in samples),
         )
-        if len(samples) < processes.num_processes() * self._settings.updates_per_batch:
+        if len(samples) < processes.num_processes() * settings.updates_per_batch:
             return report
-        parts = _split(groups, self._settings.updates_per_batch)
+        parts = _split(groups, settings.updates_per_batch)
         old = [self._old_logprobs(part) for part in parts] if len(parts) > 1 else [None]
         sums, norms = torch.zeros(5, dtype=torch.float64), []
         for number, (part, old_of_part) in enumerate(zip(parts, old, strict=True)):
-            part_sums = processes.sum_over_processes(self._backward(part, old_logprobs=old_of_part))
-            self._check(part_sums, num_sequences=len(part))
-            norms.append(self._engine.step(first_update + number))
+            loss_beta = kl_beta if settings.kl_in == "loss" else 0.0
+            part_sums = processes.sum_over_processes(self._backward(part, old_logprobs=old_of_part, kl_beta=loss_beta))
+            if not bool(torch.isfinite(part_sums).all()):
+                raise DivergedError("the loss is not finite; lower the learning rate")
+            norms.append(self._engine.step(first_update + number, rate_factor=rate_factor))
             sums += part_sums
         loss, kl, entropy, clipped, truncated = sums.tolist()
         return UpdateReport(
@@ -105,7 +122,7 @@ class PolicyUpdater:
             grad_norm=max(norms),
         )
 
-    def _backward(self, samples: Sequence[_Sample], *, old_logprobs: list[Tensor] | None) -> Tensor:
+    def _backward(self, samples: Sequence[_Sample], *, old_logprobs: list[Tensor] | None, kl_beta: float) -> Tensor:
         """Sums over this process's share: loss, k1, entropy, clipped tokens, truncated tokens."""
         settings = self._settings
         num_tokens = sum(len(sample.token_ids) for sample in samples)
@@ -124,11 +141,18 @@ class PolicyUpdater:
                 sampler_logprobs_N=tensors.sampler_logprobs_N,
                 reference_logprobs_N=reference_logprobs_N,
                 advantages_N=tensors.advantages_N,
-                num_tokens=num_tokens,
+                weights_N=token_weights(
+                    tensors.lengths_B,
+                    aggregation=settings.aggregation,
+                    num_sequences=len(samples),
+                    num_tokens=num_tokens,
+                    constant_length=settings.max_tokens,
+                ),
+                sequence_N=tensors.rows.branches_N if settings.ratio == "sequence" else None,
                 clip_low=settings.clip_low,
                 clip_high=settings.clip_high,
                 max_importance_weight=settings.max_importance_weight,
-                kl_beta=settings.kl_beta,
+                kl_beta=kl_beta,
                 kl_estimator=settings.kl_estimator,
             )
             self._engine.backward(loss.loss, last=number == len(mine))
@@ -136,6 +160,21 @@ class PolicyUpdater:
             figures = [loss.loss.detach(), kl_N.sum(), entropy_N.sum(), loss.num_clipped, loss.num_truncated]
             sums += torch.stack([figure.double().cpu() for figure in figures])
         return sums
+
+    @torch.no_grad()
+    def _kl_of(self, rollouts: Rollouts) -> Tensor:
+        """kl_QG: each completion's KL to the reference, estimated from the sampler's own log-probabilities."""
+        groups = _samples(rollouts, None)
+        samples = [sample for group in groups for sample in group]
+        found = torch.zeros(len(samples))
+        for group in self._plan(samples):
+            tensors = self._tensors([samples[position] for position in group])
+            reference_N, _ = self._reference(*tensors.rows.for_logprobs)
+            kl_N = kl_penalty(
+                tensors.sampler_logprobs_N, reference_logprobs_N=reference_N, estimator=self._settings.kl_estimator
+            )
+            found[group] = sum_by_sequence(kl_N, sequence_N=tensors.rows.branches_N, num_sequences=len(group)).cpu()
+        return found.view(len(groups), -1)
 
     @torch.no_grad()
     def _old_logprobs(self, samples: Sequence[_Sample]) -> list[Tensor]:
@@ -170,16 +209,8 @@ class PolicyUpdater:
             rows=rows.to(device),
             sampler_logprobs_N=torch.tensor([logprob for sample in samples for logprob in sample.logprobs]).to(device),
             advantages_N=torch.tensor([sample.advantage for sample in samples]).repeat_interleave(lengths_B).to(device),
+            lengths_B=lengths_B.to(device),
         )
-
-    def _check(self, sums: Tensor, *, num_sequences: int) -> None:
-        if not bool(torch.isfinite(sums).all()):
-            raise DivergedError("the loss is not finite; lower the learning rate")
-        kl, limit = float(sums[1]) / num_sequences, self._settings.max_kl
-        if limit is not None and kl > limit:
-            raise GuardError(
-                f"the policy is {kl:.2f} nats a completion away from the reference; the limit is {limit:g}"
-            )
 
 
 def _runs(samples: Sequence[_Sample], *, max_tokens: int, at_least: int = 1) -> list[list[int]]:
@@ -203,19 +234,20 @@ def _trees(runs: Sequence[Sequence[_Sample]]) -> list[Tree]:
     return [Tree(run[0].prompt_ids, [sample.token_ids for sample in run]) for run in runs]
 
 
-def _samples(rollouts: Rollouts, advantages: GroupAdvantages) -> list[list[_Sample]]:
-    """The samples that are trained on, by prompt."""
-    used, values = advantages.used_QG.tolist(), advantages.advantages_QG.tolist()
+def _samples(rollouts: Rollouts, advantages: GroupAdvantages | None) -> list[list[_Sample]]:
+    """The samples that are trained on, by prompt; without advantages all there are."""
+    used = advantages.used_QG.tolist() if advantages else None
+    values = advantages.advantages_QG.tolist() if advantages else None
     return [
         [
             _Sample(
                 prompt_ids=prompt_ids,
                 token_ids=rollouts.token_ids[q][g],
                 logprobs=rollouts.logprobs[q][g],
-                advantage=values[q][g],
+                advantage=values[q][g] if values else 0.0,
             )
             for g in range(len(rollouts.token_ids[q]))
-            if used[q][g]
+            if used is None or used[q][g]
         ]
         for q, prompt_ids in enumerate(rollouts.prompt_ids)
     ]

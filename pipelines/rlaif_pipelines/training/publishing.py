@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from rlaif.core.errors import InvalidInputError
-from rlaif.runtime.artifacts import PublishedVersion
+from rlaif.runtime.artifacts import PublishedVersion, atomic_write_folder
 from rlaif.runtime.store import ArtifactStore, open_store
 from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.config.common import FailureSettings, PublishSettings
@@ -50,6 +51,44 @@ def publish(
         return attempt() if failures is None else patiently(attempt, failures=failures, who=f"the store {store.root}")
 
 
+def republish(
+    published: PublishedVersion,
+    *,
+    version: int,
+    settings: PublishSettings,
+    base: Base,
+    facts: dict[str, Any],
+    failures: FailureSettings,
+) -> PublishedVersion:
+    """Makes an older version's weights the desired ones again, as a new version with the same digest.
+
+    Only process 0 calls it.
+    """
+    card = model_card(title=settings.policy, base=base, facts={"version": version, **facts})
+    store = store_of(settings)
+
+    def write(folder: Path) -> None:
+        shutil.copytree(store.fetch(published.uri, digest=published.digest), folder, dirs_exist_ok=True)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    return patiently(
+        lambda: store.publish_version(settings.policy, version=version, write=write),
+        failures=failures,
+        who=f"the store {store.root}",
+    )
+
+
+def copy_version(published: PublishedVersion, folder: Path, *, card: str, settings: PublishSettings) -> None:
+    """Puts a published version's model at `folder`, with that model card. Only process 0 calls it."""
+    store = store_of(settings)
+
+    def write(new: Path) -> None:
+        shutil.copytree(store.fetch(published.uri, digest=published.digest), new, dirs_exist_ok=True)
+        (new / "README.md").write_text(card, encoding="utf-8")
+
+    atomic_write_folder(folder, write)
+
+
 def publish_adapter(
     *, version: int, settings: PublishSettings, base: Base, write: Callable[[Path], None]
 ) -> PublishedVersion:
@@ -78,8 +117,9 @@ def wait_until_served(published: PublishedVersion, *, sampler: Sampler, failures
     )
     if (state.version, state.digest) != (published.version, published.digest):
         raise PausedError(
-            f"version {published.version} of {published.policy} was published, but the sampler at {target} serves "
-            f"version {state.version}: it looks at another folder, or something else publishes versions of this policy"
+            f"version {published.version} of {published.policy} was published with digest {published.digest[:12]}, but "
+            f"the sampler at {target} serves version {state.version} with digest {state.digest[:12]}: it looks at "
+            "another folder, or something else publishes versions of this policy"
         )
 
 

@@ -1,13 +1,14 @@
-"""GRPO from AI feedback: sample, score, update, publish; again. Readable top to bottom."""
+"""Online RL from AI feedback: sample, score, update, guard, publish; again. Readable top to bottom."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
 from typing import Any
-
-import torch
 
 from rlaif.client.reward import RewardClient
 from rlaif.client.sampler import SamplerClient
@@ -16,17 +17,21 @@ from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.checkpoint import checkpointed_steps, save_checkpoint
 from rlaif_pipelines.training.config.rl import RlTraining
 from rlaif_pipelines.training.data import read_prompts
-from rlaif_pipelines.training.engine import TrainingEngine, resume
+from rlaif_pipelines.training.engine import TrainingEngine, learning_rate, resume
 from rlaif_pipelines.training.errors import GuardError
+from rlaif_pipelines.training.guards import Firing, Guards, HeldOutScore, repeated_share
+from rlaif_pipelines.training.losses import adapted_kl_beta
 from rlaif_pipelines.training.metrics import MetricsLog
 from rlaif_pipelines.training.model import Base, PolicyLogprobs, load_policy, model_card, open_base, save_model
 from rlaif_pipelines.training.packing import layout_for
 from rlaif_pipelines.training.policy_update import PolicyUpdater, UpdateReport
-from rlaif_pipelines.training.publishing import drop_old_versions, publish, wait_until_served
+from rlaif_pipelines.training.publishing import copy_version, drop_old_versions, publish, republish, wait_until_served
 from rlaif_pipelines.training.record import identity_of, write_record
 from rlaif_pipelines.training.rollouts import Rewards, RolloutMaker, Rollouts, Sampler
 
 STAGE = "rl"
+
+_log = logging.getLogger(__name__)
 
 
 def run(settings: RlTraining) -> dict[str, Any]:
@@ -38,23 +43,17 @@ def run(settings: RlTraining) -> dict[str, Any]:
 def train(settings: RlTraining, *, sampler: Sampler, rewards: Rewards) -> dict[str, Any]:
     """Trains the policy, or goes on from the last checkpoint; writes its folder and training.json.
 
-    GuardError, after all that is written, when a guard stopped it.
+    GuardError, after all that is written, when a guard stopped it; the weights left are then those it rolled back to.
     """
     began = time.perf_counter()
     prompts = read_prompts(settings.prompts)
     base = open_base(settings.policy)
     processes.start_processes(settings.engine)
-    loop = _Loop(
-        settings,
-        base=base,
-        sampler=sampler,
-        maker=RolloutMaker(settings, prompts=prompts, sampler=sampler, rewards=rewards),
-    )
-    stopped: GuardError | None = None
-    try:
-        loop.run()
-    except GuardError as error:
-        stopped = error
+    maker = RolloutMaker(settings, prompts=prompts, sampler=sampler, rewards=rewards)
+    if maker.held_out_off:
+        _log.warning("the held-out guard is off: %s", maker.held_out_off)
+    loop = _Loop(settings, base=base, sampler=sampler, maker=maker)
+    stopped = loop.run()
     results = loop.results(stopped)
     loop.save(results)
     if processes.rank() == 0:
@@ -69,7 +68,7 @@ def train(settings: RlTraining, *, sampler: Sampler, rewards: Rewards) -> dict[s
             seconds=time.perf_counter() - began,
         )
     if stopped is not None:
-        raise stopped
+        raise GuardError(results["stopped_by"])
     return results
 
 
@@ -93,11 +92,19 @@ class _Loop:
         )
         self._updater = PolicyUpdater(self._engine, reference=self._policy(), settings=settings, layout=layout)
         self._step = 0
+        self._num_skipped = 0
+        self._kl_beta = settings.kl_beta
+        self._guards = Guards(settings.guards)
+        self._versions: dict[int, PublishedVersion] = {}
+        """Those that may be gone back to: the best, and the latest two. Process 0 alone knows them."""
+        self._needed_by: dict[int, list[int]] = {}
+        """By step of a checkpoint, the versions that going on from there may need."""
         self._last_line: dict[str, Any] = {}
         self._published: PublishedVersion | None = None
+        self._rolled_back: _RolledBack | None = None
 
-    def run(self) -> None:
-        """Every step that is not yet done."""
+    def run(self) -> Firing | None:
+        """Every step that is not yet done; the guard that ended it early, after going back to the best version."""
         settings = self._settings
         pending = self._resume()
         log = MetricsLog(
@@ -116,34 +123,84 @@ class _Loop:
                 stale = settings.staleness == 1 and self._step + 1 < settings.num_steps
                 next_rollouts = self._start(ahead, self._step + 1) if stale else None
                 train_began = time.perf_counter()
-                report = self._updater.update(rollouts, first_update=self._step * settings.updates_per_batch)
-                train_seconds = time.perf_counter() - train_began
+                report = self._updater.update(
+                    rollouts,
+                    first_update=self._step * settings.updates_per_batch,
+                    kl_beta=self._kl_beta,
+                    rate_factor=self._guards.rate_factor,
+                )
+                train_ended = time.perf_counter()
+                line = self._figures(rollouts, report)
+                fired = self._guards.observe(self._step + 1, figures=line, held_out=self._held_out(rollouts))
+                line["guards"] = [firing.to_json() for firing in fired]
+                self._forget_versions()
+                stopped = next((firing for firing in fired if firing.action == "stop"), None)
+                if stopped is not None:
+                    self._rolled_back = self._roll_back()
+                    line["rolled_back"] = self._rolled_back.to_json()
+                    log.write(self._step + 1, line)
+                    return stopped
+                if report.loss is None:
+                    self._num_skipped += 1
+                elif settings.kl_target is not None and report.kl is not None:
+                    self._kl_beta = adapted_kl_beta(
+                        self._kl_beta, kl=report.kl, target=settings.kl_target, gain=settings.kl_gain
+                    )
                 pending = self._gather(next_rollouts) if stale else None
                 self._step += 1
                 publish_began = time.perf_counter()
                 self._publish()
                 self._checkpoint(pending)
                 ended = time.perf_counter()
-                self._last_line = _figures(
-                    rollouts, report, seconds=ended - began, train=train_seconds, publish=ended - publish_began
-                )
-                log.write(self._step, self._last_line)
+                line["tokens_per_second"] = rollouts.num_tokens / (ended - began)
+                line["seconds"] = {
+                    "step": ended - began,
+                    "sample": rollouts.sample_seconds,
+                    "reward": rollouts.reward_seconds,
+                    "held_out": rollouts.held_out_seconds,
+                    "train": train_ended - train_began,
+                    "publish": ended - publish_began,
+                    # What the training stood still for.
+                    "wait": (train_began - began) + (publish_began - train_ended),
+                }
+                self._last_line = line
+                log.write(self._step, line)
+        return None
 
-    def results(self, stopped: GuardError | None) -> dict[str, Any]:
+    def results(self, stopped: Firing | None) -> dict[str, Any]:
         """What training.json tells."""
-        figures = {name: self._last_line.get(name) for name in ("reward", "gold", "kl", "entropy", "completion_tokens")}
-        published = self._published
+        names = ("reward", "gold", "held_out", "kl", "kl_beta", "entropy", "completion_tokens", "repetition")
+        published, back, best = self._published, self._rolled_back, self._guards.best
+        sentence = f"{stopped.sentence} (guard {stopped.guard}, step {stopped.step})" if stopped else None
+        if back is not None:
+            sentence = f"{sentence}; {back.sentence}"
         return {
             "num_steps": self._step,
-            "version": self._version,
+            "num_skipped_steps": self._num_skipped,
+            "version": published.version if published else self._version,
             "digest": published.digest if published else None,
-            "stopped_by": stopped.message if stopped else None,
-            "last_step": figures,
+            "stopped_by": sentence,
+            "guard": stopped.to_json() if stopped else None,
+            "rolled_back": back.to_json() if back else None,
+            "held_out": {"best": best.mean, "best_step": best.num_steps} if best else None,
+            "held_out_off": self._maker.held_out_off,
+            "last_step": {name: self._last_line.get(name) for name in names},
         }
 
     def save(self, results: Mapping[str, Any]) -> None:
         """Writes the weights as `out`/model."""
-        card = model_card(title="Policy", base=self._base, facts={"policy": self._settings.publish.policy, **results})
+        facts = {key: value for key, value in results.items() if key not in ("guard", "rolled_back")}
+        card = model_card(title="Policy", base=self._base, facts={"policy": self._settings.publish.policy, **facts})
+        if self._rolled_back is not None:
+            if processes.rank() == 0:
+                copy_version(
+                    self._rolled_back.published,
+                    self._settings.out / "model",
+                    card=card,
+                    settings=self._settings.publish,
+                )
+            processes.barrier()
+            return
         with self._engine.whole_weights() as state:
             if processes.rank() == 0:
                 atomic_write_folder(
@@ -171,6 +228,11 @@ class _Loop:
         if found is None:
             return None
         self._step = found.step
+        self._num_skipped = found.state["num_skipped"]
+        self._kl_beta = found.state["kl_beta"]
+        self._guards.load(found.state["guards"])
+        self._versions = {each["version"]: PublishedVersion(**each) for each in found.state["versions"]}
+        self._needed_by = {int(step): versions for step, versions in found.state["needed_by"].items()}
         ahead = found.state["rollouts"]
         return Rollouts.from_json(ahead) if ahead else None
 
@@ -196,65 +258,161 @@ class _Loop:
             failures=settings.failures,
         )
         if self._published is not None:
+            self._versions[self._version] = self._published
             wait_until_served(
                 self._published, sampler=self._sampler, failures=settings.failures, target=settings.sampler.target
             )
-            checkpointed = (step * settings.updates_per_batch for step in checkpointed_steps(self._checkpoints))
-            base_version = settings.publish.base_version
-            drop_old_versions(
-                settings.publish,
-                kept={base_version, *(base_version + steps for steps in checkpointed)},
-                failures=settings.failures,
-            )
+            self._drop_old_versions()
+
+    def _drop_old_versions(self) -> None:
+        settings = self._settings
+        base_version, steps = settings.publish.base_version, checkpointed_steps(self._checkpoints)
+        checkpointed = (base_version + step * settings.updates_per_batch for step in steps)
+        needed = (version for step in steps for version in self._needed_by.get(step, ()))
+        best = () if self._guards.best is None else (self._guards.best.version,)
+        drop_old_versions(
+            settings.publish, kept={base_version, *checkpointed, *needed, *best}, failures=settings.failures
+        )
+
+    def _forget_versions(self) -> None:
+        best, latest = self._guards.best, sorted(self._versions)[-2:]
+        self._versions = {
+            version: published
+            for version, published in self._versions.items()
+            if version in latest or (best is not None and version == best.version)
+        }
 
     def _checkpoint(self, pending: Rollouts | None) -> None:
         settings = self._settings
         if not settings.checkpoint_every or self._step % settings.checkpoint_every:
             return
+        kept = {self._step, *checkpointed_steps(self._checkpoints)}
+        self._needed_by = {step: versions for step, versions in self._needed_by.items() if step in kept}
+        self._needed_by[self._step] = sorted(self._versions)
         save_checkpoint(
             self._checkpoints,
             step=self._step,
             write=self._engine.save,
-            state={"rollouts": pending.to_json() if pending else None},
+            state={
+                "rollouts": pending.to_json() if pending else None,
+                "num_skipped": self._num_skipped,
+                "kl_beta": self._kl_beta,
+                "guards": self._guards.to_json(),
+                "versions": [asdict(published) for published in self._versions.values()],
+                "needed_by": self._needed_by,
+            },
             identity=self._identity,
             keep=settings.keep_checkpoints,
             is_first_process=processes.rank() == 0,
             barrier=processes.barrier,
         )
 
+    def _held_out(self, rollouts: Rollouts) -> HeldOutScore | None:
+        if rollouts.held_out is None:
+            return None
+        return HeldOutScore(
+            num_steps=self._steps_of(rollouts.policy_version),
+            version=rollouts.policy_version,
+            scores=tuple(rollouts.held_out),
+        )
 
-def _figures(
-    rollouts: Rollouts, report: UpdateReport, *, seconds: float, train: float, publish: float
-) -> dict[str, Any]:
-    """The line of a step in metrics.jsonl."""
-    rewards = torch.tensor(
-        [value for row in rollouts.rewards for value in row if value is not None], dtype=torch.float64
-    )
-    lengths = [len(tokens) for group in rollouts.token_ids for tokens in group]
-    figures: dict[str, Any] = {
-        "reward": float(rewards.mean()),
-        "reward_sd": float(rewards.std()),
-        "gold": rollouts.gold,
-        "kl": report.kl,
-        "entropy": report.entropy,
-        "completion_tokens": sum(lengths) / len(lengths),
-        "clip_fraction": report.clip_fraction,
-        "truncated_fraction": report.truncated_fraction,
-        "grad_norm": report.grad_norm,
-        "loss": report.loss,
-        "tokens_per_second": sum(lengths) / seconds,
-        "dropped": {
-            **rollouts.failures,
-            "groups_below_quorum": report.advantages.num_groups_below_quorum,
-            "groups_without_variance": report.advantages.num_groups_without_variance,
-        },
-        "policy_version": rollouts.policy_version,
-        "seconds": {
-            "step": seconds,
-            "sample": rollouts.sample_seconds,
-            "reward": rollouts.reward_seconds,
-            "train": train,
-            "publish": publish,
-        },
-    }
-    return figures if rollouts.watch is None else {**figures, "reward_model": rollouts.watch}
+    def _steps_of(self, version: int) -> int:
+        return (version - self._settings.publish.base_version) // self._settings.updates_per_batch
+
+    def _roll_back(self) -> _RolledBack:
+        """Goes back to the best version; where none was measured, to the one that the last rollouts came from.
+
+        What was published since stays behind it: it is published again as a new version.
+        """
+        back: _RolledBack = processes.broadcast(self._republish() if processes.rank() == 0 else None)
+        return back
+
+    def _republish(self) -> _RolledBack:
+        settings, best, latest = self._settings, self._guards.best, self._published
+        assert latest is not None, "process 0 has published at least once"
+        found = latest if best is None else self._versions[best.version]
+        published = latest
+        if found.version != latest.version:
+            published = republish(
+                found,
+                version=latest.version + 1,
+                settings=settings.publish,
+                base=self._base,
+                facts={"weights of version": found.version},
+                failures=settings.failures,
+            )
+            wait_until_served(
+                published, sampler=self._sampler, failures=settings.failures, target=settings.sampler.target
+            )
+        self._published = published
+        return _RolledBack(
+            num_steps=self._steps_of(found.version),
+            from_version=found.version,
+            published=published,
+            held_out=best.mean if best else None,
+        )
+
+    def _figures(self, rollouts: Rollouts, report: UpdateReport) -> dict[str, Any]:
+        """The line of a step in metrics.jsonl, without its times."""
+        settings = self._settings
+        rate = learning_rate(
+            self._step * settings.updates_per_batch,
+            settings=settings.optimizer,
+            num_steps=settings.num_steps * settings.updates_per_batch,
+        )
+        held_out = self._held_out(rollouts)
+        present = [value for row in rollouts.rewards for value in row if value is not None]
+        completions = [tokens for group in rollouts.token_ids for tokens in group]
+        return {
+            "reward": fmean(present) if present else None,
+            "reward_sd": stdev(present) if len(present) > 1 else None,
+            "reward_components": rollouts.components,
+            "gold": rollouts.gold,
+            "held_out": held_out.mean if held_out else None,
+            "kl": report.kl,
+            "kl_beta": self._kl_beta,
+            "entropy": report.entropy,
+            "completion_tokens": rollouts.num_tokens / len(completions),
+            "repetition": fmean(map(repeated_share, completions)),
+            "cut_off_fraction": rollouts.num_cut_off / len(completions),
+            "clip_fraction": report.clip_fraction,
+            "truncated_fraction": report.truncated_fraction,
+            "learning_rate": rate * self._guards.rate_factor,
+            "grad_norm": report.grad_norm,
+            "loss": report.loss,
+            "skipped": report.loss is None,
+            "num_sequences": report.num_sequences,
+            "dropped": {
+                **rollouts.failures,
+                "groups_below_quorum": report.advantages.num_groups_below_quorum,
+                "groups_without_variance": report.advantages.num_groups_without_variance,
+            },
+            "policy_version": rollouts.policy_version,
+            "staleness": self._step - self._steps_of(rollouts.policy_version),
+        }
+
+
+@dataclass(frozen=True)
+class _RolledBack:
+    """Which weights a stopped training left."""
+
+    num_steps: int
+    from_version: int
+    published: PublishedVersion
+    held_out: float | None
+
+    @property
+    def sentence(self) -> str:
+        why = "the last before it" if self.held_out is None else f"the best held-out score, {self.held_out:.3f}"
+        return (
+            f"went back to the weights after step {self.num_steps} ({why}), published as version "
+            f"{self.published.version}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "num_steps": self.num_steps,
+            "from_version": self.from_version,
+            "version": self.published.version,
+            "held_out": self.held_out,
+        }

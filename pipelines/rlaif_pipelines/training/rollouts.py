@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any, Protocol, TypeVar
 
 from rlaif.client.judge_values import ResponseToScore
@@ -15,11 +17,14 @@ from rlaif.core.conversation import Conversation
 from rlaif.core.errors import DeadlineError, PreconditionError, QuotaExceededError, UnavailableError
 from rlaif_pipelines.training.config.common import FailureSettings
 from rlaif_pipelines.training.config.rl import RewardSource, RlTraining
-from rlaif_pipelines.training.data import StratifiedPrompts, TrainingPrompt, sampling_seed
+from rlaif_pipelines.training.data import StratifiedPrompts, TrainingPrompt, sampling_seed, split_dev_prompts
 from rlaif_pipelines.training.errors import PausedError
 
 Answer = TypeVar("Answer")
 
+_MIN_DEV_PROMPTS = 8
+_PROMPTS_PER_DEV_PROMPT = 8
+_DEV_STEP = -1
 _PASSING = (UnavailableError, DeadlineError, QuotaExceededError)
 
 
@@ -64,10 +69,20 @@ class Rollouts:
     failures: dict[str, int]
     gold: float | None
     """Mean gold score, where there is a gold evaluator."""
-    watch: float | None
-    """Mean of the second opinion, at the steps that ask for it."""
+    components: dict[str, float]
+    """Mean of each component of the reward."""
+    num_cut_off: int
+    """Completions that ended because their token budget did."""
+    held_out: list[float | None] | None
+    """The second opinion's mean score of each prompt set apart, at the steps that ask for it."""
     sample_seconds: float
     reward_seconds: float
+    held_out_seconds: float
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all completions."""
+        return sum(len(tokens) for group in self.token_ids for tokens in group)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; floats come back bit by bit."""
@@ -86,7 +101,8 @@ class RolloutMaker:
         self, settings: RlTraining, *, prompts: Sequence[TrainingPrompt], sampler: Sampler, rewards: Rewards
     ) -> None:
         self._settings = settings
-        self._prompts = StratifiedPrompts(prompts, seed=settings.seed)
+        train, self._dev, self.held_out_off = _dev_split(settings, prompts)
+        self._prompts = StratifiedPrompts(train, seed=settings.seed)
         self._sampler = sampler
         self._rewards = rewards
         self._evaluate = _gold_evaluator() if settings.gold == "playground" else None
@@ -98,7 +114,8 @@ class RolloutMaker:
         """
         began = time.perf_counter()
         prompts = self._prompts.draw(step, num_prompts=self._settings.prompts_per_step)
-        batch = self._sample([prompt.conversation for prompt in prompts], step=step, version=version)
+        group_size = self._settings.group_size
+        batch = self._sample(prompts, num_completions=group_size, step=step, version=version)
         sampled = time.perf_counter()
         inputs = [
             ResponseToScore(prompt.conversation, completion.text, prompt.category or "")
@@ -106,9 +123,9 @@ class RolloutMaker:
             for completion in completions
         ]
         results = self._score(inputs)
-        watch = self._watch(inputs) if step % self._settings.watch_every == 0 else None
         scored = time.perf_counter()
-        group_size = self._settings.group_size
+        held_out = self._held_out(version) if step % self._settings.watch_every == 0 else None
+        ended = time.perf_counter()
         values = [result.value for result in results]
         return Rollouts(
             step=step,
@@ -119,12 +136,19 @@ class RolloutMaker:
             rewards=[values[start : start + group_size] for start in range(0, len(values), group_size)],
             failures=dict(Counter(result.failure_reason or "MISSING" for result in results if result.value is None)),
             gold=self._gold(inputs),
-            watch=watch,
+            components=_component_means(results),
+            num_cut_off=sum(
+                completion.stop_reason == "max_tokens" for group in batch.completions for completion in group
+            ),
+            held_out=held_out,
             sample_seconds=sampled - began,
             reward_seconds=scored - sampled,
+            held_out_seconds=ended - scored,
         )
 
-    def _sample(self, conversations: Sequence[Conversation], *, step: int, version: int) -> SampledBatch:
+    def _sample(
+        self, prompts: Sequence[TrainingPrompt], *, num_completions: int, step: int, version: int
+    ) -> SampledBatch:
         settings = self._settings
         policy = settings.publish.policy
 
@@ -132,8 +156,8 @@ class RolloutMaker:
             try:
                 return self._sampler.sample(
                     policy,
-                    conversations,
-                    num_completions=settings.group_size,
+                    [prompt.conversation for prompt in prompts],
+                    num_completions=num_completions,
                     max_tokens=settings.max_tokens,
                     temperature=settings.temperature,
                     seed=sampling_seed(settings.seed, step=step),
@@ -169,17 +193,28 @@ class RolloutMaker:
             "this step, and goes on from its last checkpoint when it is started again"
         )
 
-    def _watch(self, inputs: Sequence[ResponseToScore]) -> float | None:
-        if self._settings.watch is None:
+    def _held_out(self, version: int) -> list[float | None] | None:
+        """What the second opinion says of that version; the same random streams at every version."""
+        watch, num_completions = self._settings.watch, self._settings.watch_completions
+        if watch is None or not self._dev:
             return None
-        return _mean([result.value for result in self._ask(self._settings.watch, inputs) if result.value is not None])
+        batch = self._sample(self._dev, num_completions=num_completions, step=_DEV_STEP, version=version)
+        inputs = [
+            ResponseToScore(prompt.conversation, completion.text, prompt.category or "")
+            for prompt, completions in zip(self._dev, batch.completions, strict=True)
+            for completion in completions
+        ]
+        values = [result.value for result in self._ask(watch, inputs)]
+        starts = range(0, len(values), num_completions)
+        return [_mean([v for v in values[start : start + num_completions] if v is not None]) for start in starts]
 
     def _ask(self, source: RewardSource, inputs: Sequence[ResponseToScore]) -> list[RewardResult]:
-        return patiently(
+        results = patiently(
             lambda: self._rewards.score(source.name, inputs, constitution=source.constitution),
             failures=self._settings.failures,
             who=f"the reward service at {self._settings.rewards.target}",
         )
+        return [_without_nonsense(result) for result in results]
 
     def _gold(self, inputs: Sequence[ResponseToScore]) -> float | None:
         if self._evaluate is None:
@@ -205,6 +240,34 @@ def patiently(call: Callable[[], Answer], *, failures: FailureSettings, who: str
                     "from its last checkpoint when it is started again"
                 ) from error
             time.sleep(failures.pause_seconds)
+
+
+def _dev_split(
+    settings: RlTraining, prompts: Sequence[TrainingPrompt]
+) -> tuple[Sequence[TrainingPrompt], Sequence[TrainingPrompt], str | None]:
+    """(to train on, set apart for the second opinion, why there are none)."""
+    if settings.watch is None:
+        return prompts, (), "there is no second opinion"
+    num_dev = min(settings.watch_prompts, len(prompts) // _PROMPTS_PER_DEV_PROMPT)
+    if num_dev < _MIN_DEV_PROMPTS:
+        return prompts, (), f"{num_dev} prompts could be set apart for it; it needs {_MIN_DEV_PROMPTS}"
+    return *split_dev_prompts(prompts, num_dev=num_dev, seed=settings.seed), None
+
+
+def _without_nonsense(result: RewardResult) -> RewardResult:
+    """A value that is no number is a failure like any other."""
+    if result.value is None or math.isfinite(result.value):
+        return result
+    return RewardResult(None, {}, 0.0, "NOT_FINITE")
+
+
+def _component_means(results: Sequence[RewardResult]) -> dict[str, float]:
+    values: dict[str, list[float]] = defaultdict(list)
+    for result in results:
+        for name, value in result.components.items():
+            if math.isfinite(value):
+                values[name].append(value)
+    return {name: fmean(each) for name, each in sorted(values.items())}
 
 
 def _gold_evaluator() -> Callable[[str, str], float]:

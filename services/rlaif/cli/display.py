@@ -27,7 +27,7 @@ _MARKS: Final = {
 _SERIES: Final = {
     "reward": ("reward", "what the policy is trained on"),
     "gold": ("gold", "independent rules, never trained on"),
-    "reward_model": ("reward model", "second opinion, watching"),
+    "held_out": ("held-out score", "second opinion on prompts set apart, guarding"),
     "kl": ("KL", "nats a sequence from the start"),
 }
 _LOSS: Final = {"loss": ("loss", "of the labels; there is no reward here")}
@@ -123,8 +123,12 @@ class PlainDisplay:
         self.say(f"{stage.name:<14} {state}{took}{why}")
 
     def metrics(self, row: Mapping[str, Any]) -> None:
-        """A line for the first, every tenth and the last step."""
+        """A line for the first, every tenth and the last step, and for every guard that fires."""
         step, num_steps = row.get("step", 0), row.get("num_steps", 0)
+        for firing in row.get("guards") or ():
+            self.say(
+                f"{row.get('stage', ''):<14} step {step}/{num_steps}  guard {firing['guard']}: {firing['sentence']}"
+            )
         if step not in (1, num_steps) and step % _LINES_EVERY_STEPS:
             return
         numbers = [f"{name} {row[name]:.3f}" for name in ("loss", *_SERIES) if isinstance(row.get(name), int | float)]
