@@ -432,9 +432,56 @@ def test_the_policy_s_loss_is_trl_s(
     check_gradients(leaf_BT, ours=found.loss, theirs=theirs)
 
 
+REWARDS = torch.tensor([[0.1, 0.9, 0.4, 0.4], [1.0, float("nan"), 0.0, 0.5], [0.3, 0.3, 0.3, 0.3]])
+GIVEN = [None if reward != reward else reward for reward in REWARDS.flatten().tolist()]
+
+
+@pytest.fixture(scope="module")
+def rloo_trainer(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from trl import RLOOConfig, RLOOTrainer
+
+    return new_trainer(
+        RLOOTrainer,
+        RLOOConfig,
+        AutoModelForCausalLM.from_pretrained(model_folder),
+        model_folder,
+        tmp_path_factory.mktemp("trl"),
+        reward_funcs=lambda **_: GIVEN,
+        beta=0.0,
+        num_generations=G,
+        per_device_train_batch_size=G * NUM_PROMPTS,
+        max_completion_length=MAX_TOKENS,
+    )
+
+
+def test_rloo_is_trl_s_while_the_policy_is_the_one_that_sampled(
+    rloo_trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rloo_trainer, "_generate_single_turn", lambda *_: completions())
+    batch = rloo_trainer._generate_and_score_completions([{"prompt": ROW["prompt"]}] * (G * NUM_PROMPTS))
+    found = losses.group_advantages(REWARDS, quorum=2, kind="rloo")
+    assert_close(found.advantages_QG.flatten(), batch["advantages"])
+
+    mask_BT = batch["completion_mask"].bool()
+    leaf_BT = (random(*mask_BT.shape, seed=17) - 2.0).requires_grad_()
+    old_BT = leaf_BT.detach()
+    theirs = rloo_trainer._compute_loss(Said(leaf_BT * mask_BT), batch | {"old_logps": (old_BT * mask_BT).sum(dim=1)})
+    ours = losses.policy_loss(
+        leaf_BT[mask_BT],
+        old_logprobs_N=old_BT[mask_BT],
+        sampler_logprobs_N=old_BT[mask_BT],
+        reference_logprobs_N=old_BT[mask_BT],
+        advantages_N=batch["advantages"][:, None].expand_as(leaf_BT)[mask_BT],
+        weights_N=torch.full((int(mask_BT.sum()),), 1.0 / len(mask_BT), dtype=torch.float64),
+    )
+    # Off the policy theirs clips the ratio of the whole sequence; at it only the value differs, by a constant.
+    (expected,) = torch.autograd.grad(theirs, leaf_BT)
+    (gradient,) = torch.autograd.grad(ours.loss, leaf_BT)
+    assert expected.abs().max() > 1e-3
+    assert_close(gradient, expected)
+
+
 def test_advantages_and_importance_weights_are_trl_s(grpo_trainer: Any) -> None:
-    nan = float("nan")
-    rewards_QG = torch.tensor([[0.1, 0.9, 0.4, 0.4], [1.0, nan, 0.0, 0.5], [0.3, 0.3, 0.3, 0.3]])
     written = completions()
     sampler = [random(len(each), seed=20 + number, scale=0.3) - 6.0 for number, each in enumerate(written)]
     trainer = grpo_trainer
@@ -443,13 +490,16 @@ def test_advantages_and_importance_weights_are_trl_s(grpo_trainer: Any) -> None:
         "completion_ids": written,
         "logprobs": [each.tolist() for each in sampler],
     }
-    trainer.state.given_rewards = [None if reward != reward else reward for reward in rewards_QG.flatten().tolist()]
+    trainer.state.given_rewards = GIVEN
     trainer.beta, trainer.use_vllm, trainer._last_loaded_step = 0.0, True, trainer.state.global_step
     trainer.vllm_importance_sampling_mode, trainer.vllm_importance_sampling_clip_max = "token_truncate", 2.0
-    batch = trainer._generate_and_score_completions([{"prompt": ROW["prompt"]}] * len(written))
-
-    found = losses.group_advantages(rewards_QG, quorum=2)
-    assert_close(found.advantages_QG.flatten(), batch["advantages"])
+    prompts = [{"prompt": ROW["prompt"]}] * len(written)
+    trainer.scale_rewards = "none"
+    undivided = trainer._generate_and_score_completions(prompts)["advantages"]
+    assert_close(losses.group_advantages(REWARDS, quorum=2, kind="dr_grpo").advantages_QG.flatten(), undivided)
+    trainer.scale_rewards = "group"
+    batch = trainer._generate_and_score_completions(prompts)
+    assert_close(losses.group_advantages(REWARDS, quorum=2).advantages_QG.flatten(), batch["advantages"])
     mask_BT = batch["completion_mask"].bool()
     weights_N = losses.truncated_importance_weights(
         batch["old_per_token_logps"][mask_BT], sampler_logprobs_N=torch.cat(sampler).float(), maximum=2.0
