@@ -105,6 +105,8 @@ def test_a_reward_that_rises_while_the_held_out_score_falls_fires() -> None:
     assert (guards.best.num_steps, guards.best.version, guards.best.mean) == (2, 2, pytest.approx(0.5))
     assert "the held-out score fell from 0.500 after step 2 to 0.440" in found.sentence
     assert "2 times in a row" in found.sentence
+    # At step 9: 0.12 over 0.0151.
+    assert guards.fall == pytest.approx(0.12 / 0.01512, rel=1e-3)
 
 
 @pytest.mark.parametrize(

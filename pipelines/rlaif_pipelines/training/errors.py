@@ -12,7 +12,7 @@ class DivergedError(RlaifError, ArithmeticError):
 
 
 class GuardError(RlaifError, RuntimeError):
-    """A guard ended the training; the model is written, as it was when the guard fired."""
+    """A guard ended the training; the model that is written is the version it went back to."""
 
     reason = "GUARD"
 

@@ -87,6 +87,8 @@ class Guards:
         self._num_falls = 0
         self.best: HeldOutScore | None = None
         """The measurement with the highest mean so far."""
+        self.fall: float | None = None
+        """Of the last step's held-out score from the best before it, in standard errors; None where it has none."""
         self.rate_factor = 1.0
         """What the learning rate is multiplied by."""
 
@@ -100,6 +102,7 @@ class Guards:
         """
         if _is_number(figures.get("reward")):
             self._rewards.append(float(figures["reward"]))
+        self.fall = None
         found = [self._kl(step, figures.get("kl"))]
         if held_out is not None:
             found.append(self._held_out(step, held_out))
@@ -186,13 +189,14 @@ class Guards:
         self._rewards = []
         if now.mean is None:
             return None
+        if self.best is not None:
+            self.fall = paired_fall(self.best.scores, now.scores)
         if self.best is None or self.best.mean is None or now.mean > self.best.mean:
             self.best, self._num_falls = now, 0
             return None
         if settings.limit is None:
             return None
-        best = self.best
-        fall = paired_fall(best.scores, now.scores)
+        best, fall = self.best, self.fall
         reward_rose = now.reward is not None and best.reward is not None and now.reward > best.reward
         if fall is None or fall <= settings.limit or not reward_rose:
             self._num_falls = 0
