@@ -33,11 +33,11 @@ from rlaif.v1 import (
     sampler_service_pb2_grpc,
 )
 
-CALLERS = 64
+SAMPLER_CALLERS, REWARD_CALLERS = 32, 64
 LOADS = (1, 8, 64)
 """Callers at which latencies are taken."""
-LONGEST_COMPLETION = 192
-STATIC_BATCHES = (16, 64)
+LONGEST_COMPLETION = 96
+STATIC_BATCHES = (8, 32)
 BATCH_TOKENS = 4096
 POLICY = "policies/bench"
 REWARD_MODEL = "rewardModels/bench"
@@ -62,8 +62,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=["hf", "vllm"], default="hf")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--completions", type=int, default=192, help="completions a repetition, from 64 callers")
-    parser.add_argument("--scores", type=int, default=256, help="scores a repetition, from 64 callers")
+    parser.add_argument("--completions", type=int, default=64, help="completions a repetition, from 32 callers")
+    parser.add_argument("--scores", type=int, default=128, help="scores a repetition, from 64 callers")
     parser.add_argument("--only", choices=["sampler", "reward"], help="one service alone")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
     options = parser.parse_args()
@@ -97,11 +97,11 @@ async def bench_sampler(folder: Path, options: argparse.Namespace) -> Figures:
     model = load_plain(folder / "policy") if kind == "hf" else None
     with service_process(folder, "sampler", config) as sampler:
         warm = asks(8)
-        await sample_over_grpc(sampler.target, warm, CALLERS)
+        await sample_over_grpc(sampler.target, warm, SAMPLER_CALLERS)
         await sample_with_engine(engine, warm)
         for _ in range(options.repetitions):
             batch = asks(options.completions)
-            figures.add("grpc", await tokens_per_second(sample_over_grpc(sampler.target, batch, CALLERS)))
+            figures.add("grpc", await tokens_per_second(sample_over_grpc(sampler.target, batch, SAMPLER_CALLERS)))
             figures.add("engine", await tokens_per_second(sample_with_engine(engine, batch)))
             for rows in STATIC_BATCHES if model is not None else ():
                 prompts = [list(engine.encode_chat([Message("user", ask.prompt)])) for ask in batch]
@@ -113,7 +113,7 @@ async def bench_sampler(folder: Path, options: argparse.Namespace) -> Figures:
             figures.rates["static_generate"] = [max(column) for column in columns]
             figures.compare("hf_engine_vs_static_generate", "engine", "static_generate")
         for callers in LOADS:
-            _, seconds = await sample_over_grpc(sampler.target, asks(max(24, 2 * callers)), callers)
+            _, seconds = await sample_over_grpc(sampler.target, asks(max(16, 2 * callers)), callers)
             add_latencies(figures, f"sampler_{kind}", callers, seconds)
         figures.figures[f"sampler_{kind}_peak_rss"] = (sampler.peak_rss_gb(), "GB")
     await engine.close()
@@ -168,7 +168,7 @@ async def sample_with_engine(engine: Engine, asks: Sequence[Ask]) -> Sampled:
         [generations] = await engine.generate([GenerateRequest(ids, 1, ask.max_tokens, seed=index)])
         return sum(len(generation.token_ids) for generation in generations)
 
-    return await from_callers(asks, one, CALLERS)
+    return await from_callers(asks, one, SAMPLER_CALLERS)
 
 
 async def from_callers(asks: Sequence[Any], one: Callable[[int, Any], Awaitable[int]], callers: int) -> Sampled:
@@ -229,11 +229,11 @@ async def bench_reward(folder: Path, options: argparse.Namespace) -> Figures:
         def inputs(count: int) -> list[tuple[str, str]]:
             return [(texts.prompt(), texts.response()) for _ in range(count)]
 
-        await score_over_grpc(reward.target, inputs(16), CALLERS)
+        await score_over_grpc(reward.target, inputs(16), REWARD_CALLERS)
         raw.sorted_batches(raw.encode(inputs(16)))
         for _ in range(options.repetitions):
             batch = inputs(options.scores)
-            figures.add("grpc", await tokens_per_second(score_over_grpc(reward.target, batch, CALLERS)))
+            figures.add("grpc", await tokens_per_second(score_over_grpc(reward.target, batch, REWARD_CALLERS)))
             encoded = raw.encode(batch)
             figures.add("raw_sorted_batches", raw.sorted_batches(encoded))
             figures.add("one_by_one", raw.one_by_one(encoded))
