@@ -9,7 +9,7 @@ from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
 from rlaif.client.judge import ResponsePair
-from rlaif.client.judge_values import PrincipleVote, Provenance, Verdict
+from rlaif.client.judge_values import Critique, JudgeOptions, PrincipleVote, Provenance, Revision, Verdict
 from rlaif.core.conversation import Conversation
 from rlaif.playground import gold, lexicon, world
 
@@ -81,13 +81,18 @@ class FakeSampler(_Client):
 
 @dataclass
 class FakeJudge(_Client):
-    """Prefers what gold prefers, or the contrary, or the longer text; `abstains` makes it say nothing."""
+    """Prefers what gold prefers, or the contrary, or the longer text; `abstains` makes it say nothing.
+
+    `fails` says why the n-th critique or revision is none; it may raise.
+    """
 
     digest: str = "a" * 64
     contrary: bool = False
     by_length: bool = False
     abstains: bool = False
     batches: list[int] = field(default_factory=list)
+    fails: Callable[[str, int], str | None] = lambda step, number: None
+    asked: list[tuple[str, str]] = field(default_factory=list)
 
     def compare_many(
         self,
@@ -102,6 +107,31 @@ class FakeJudge(_Client):
         if progress is not None:
             progress(len(pairs), len(pairs))
         return [self._verdict(pair, index) for index, pair in enumerate(pairs)]
+
+    def critique(
+        self, constitution: str, conversation: Conversation, *, response: str, category: str, options: JudgeOptions
+    ) -> Critique:
+        """Names the prompt and the principle."""
+        del constitution, category
+        self.asked.append(("critique", conversation[-1].content))
+        why = self.fails("critique", len(self.asked))
+        text = "" if why else f"{options.principle_ids[0]} of {response!r} to {conversation[-1].content!r}"
+        return Critique(text, options.principle_ids, why, self._provenance())
+
+    def revise(
+        self, constitution: str, conversation: Conversation, *, response: str, critique: str, **more: Any
+    ) -> Revision:
+        """Refuses what is harmful, helps with what was refused, and leaves everything else."""
+        del constitution, more
+        prompt = conversation[-1].content
+        self.asked.append(("revision", prompt))
+        assert critique.endswith(f"{response!r} to {prompt!r}")
+        why = self.fails("revision", len(self.asked))
+        text = "" if why else refuses_harm(prompt, random.Random(0))
+        return Revision(text, text == response, why, self._provenance())
+
+    def _provenance(self) -> Provenance:
+        return Provenance("judge", self.digest, 0, "constitutions/playground", "", "t" * 64, 0, "", "")
 
     def _verdict(self, pair: ResponsePair, index: int) -> Verdict:
         probability = self._probability(pair)
@@ -121,7 +151,7 @@ class FakeJudge(_Client):
             calibration="",
             label=f"labels/{index:064d}",
             recorded_before=False,
-            provenance=Provenance("judge", self.digest, 0, "constitutions/playground", "", "", 0, "", ""),
+            provenance=self._provenance(),
         )
 
     def _probability(self, pair: ResponsePair) -> float:

@@ -58,6 +58,39 @@ def write_run(
     return root
 
 
+def write_constitutional(root: Path, *, passed: bool = True) -> Path:
+    """A run folder whose constitutional stage, and nothing else, came to its end, or to its closed gate."""
+    _write_record(root, make_settings({"algorithm": "sft"}).model_dump(mode="json"))
+    outcome = {"num_critiques": 40, "num_revised": 25, "num_unchanged": 14, "num_dropped": 1}
+    reasons = [] if passed else ["25 replies were revised, fewer than the 64 required (39 could be learnt from)"]
+    stages: dict[str, dict[str, Any]] = {
+        "revise": {
+            "num_replies": 40,
+            "num_critiques": 40,
+            "num_usable": 39,
+            "num_revised": 25,
+            "num_unchanged": 14,
+            "num_dropped": 1,
+            "dropped": {"critique_truncated": 1},
+            "by_principle": {"harmless": outcome},
+        },
+        "revision_gate": {"passed": passed, "reasons": reasons, "num_conversations": 39},
+    }
+    if passed:
+        results = {"num_steps": 12, "loss": 1.25, "before": {"loss": 2.5}}
+        stages["sft"] = {"version": 12, "uri": "/run/12", "digest": "f" * 64, "results": results, "stopped_by": None}
+        stages["evaluate"] = {}
+        _write_json(root / "stages" / "evaluate" / "evaluation.json", _evaluation())
+        rows = [{"stage": "sft", "step": step, "num_steps": 12, "loss": 2.5 - step / 10} for step in range(1, 13)]
+        _write_lines(root / "metrics.jsonl", rows)
+    for stage, values in stages.items():
+        done = {"stage": stage, "inputs_sha256": "0" * 64, "outputs": {}, "values": values, "seconds": 1.5}
+        _write_json(root / "stages" / stage / "done.json", done)
+    events = [_event(index, stage, "finished", message="1.5 s") for index, stage in enumerate(stages)]
+    _write_lines(root / "events.jsonl", events)
+    return root
+
+
 def _write_record(root: Path, settings: Mapping[str, Any]) -> None:
     _write_json(
         root / "run.json",

@@ -44,6 +44,34 @@ def sample_baseline(run_root: str, prompts: Input[Dataset], completions: Output[
 
 
 @_component
+def revise(run_root: str, prompts: Input[Dataset], revisions: Output[Dataset]) -> None:
+    """The base policy's own replies, criticised and revised by the judge."""
+    from rlaif_pipelines.stages.runner import describe, run
+
+    describe(revisions, run("revise", run_root=run_root), file="revisions.jsonl")
+
+
+@_component
+def revision_gate(run_root: str, revisions: Input[Dataset], conversations: Output[Dataset]) -> str:
+    """Whether the revisions may teach anything: "passed" or "stopped"."""
+    from rlaif_pipelines.stages.runner import describe, run
+
+    result = run("revision_gate", run_root=run_root)
+    describe(conversations, result, file="conversations.jsonl")
+    return "passed" if result.values["passed"] else "stopped"
+
+
+@_component
+def fine_tune(run_root: str, conversations: Input[Dataset], policy: Output[Model]) -> str:
+    """Supervised fine-tuning on the revised replies."""
+    from rlaif_pipelines.stages.runner import describe, run
+
+    result = run("sft", run_root=run_root)
+    describe(policy, result)
+    return str(result.values["uri"])
+
+
+@_component
 def sample(run_root: str, round_number: int, prompts: Input[Dataset], completions: Output[Dataset]) -> None:
     """Completions for the judge."""
     from rlaif_pipelines.stages.runner import describe, run
@@ -55,7 +83,7 @@ def sample(run_root: str, round_number: int, prompts: Input[Dataset], completion
 def sample_again(
     run_root: str, round_number: int, prompts: Input[Dataset], policy: str, completions: Output[Dataset]
 ) -> None:
-    """Completions for the judge, from what the round before trained."""
+    """Completions for the judge, from what the stage before trained."""
     from rlaif_pipelines.stages.runner import describe, run
 
     describe(completions, run("sample", run_root=run_root, round_number=round_number), file="completions.jsonl")

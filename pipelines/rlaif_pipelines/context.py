@@ -244,6 +244,14 @@ def stage_name(stage: str, round_number: int) -> str:
     return stage if round_number == 1 else f"{stage}-{round_number}"
 
 
+def kind_of_training(row: Mapping[str, Any]) -> str:
+    """The kind of stage that wrote this line of metrics.jsonl: reward_model, sft or train."""
+    stage = str(row.get("stage", ""))
+    if stage.startswith("reward"):
+        return "reward_model"
+    return "sft" if stage == "sft" else "train"
+
+
 def now() -> str:
     """UTC, ISO 8601, microseconds."""
     return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -16,11 +16,13 @@ from kfp import compiler, dsl
 from rlaif_pipelines import components
 from rlaif_pipelines.context import RUN_FILE, read_json
 from rlaif_pipelines.outcome import PipelineFailedError, RunOutcome, events_size, read_outcome
+from rlaif_pipelines.settings import ConstitutionalStage, RunSettings
 
 
-def build_pipeline(*, rounds: int = 1) -> Any:
+def build_pipeline(*, rounds: int = 1, constitutional: ConstitutionalStage = "none") -> Any:
     """The pipeline `rlaif` with that many rounds: KFP has no sequential loop, so they are unrolled here.
 
+    `constitutional` puts the constitutional stage before the first round, or in the place of all rounds.
     Parameters: `run_root`, the run's folder; `settings`, what differs from RunSettings; `services`, ServiceAddresses.
     """
 
@@ -29,9 +31,14 @@ def build_pipeline(*, rounds: int = 1) -> Any:
             branch = components.prepare(run_root=run_root, settings=settings, services=services).output
             prompts = components.load_prompts(run_root=run_root, branch=branch).outputs["prompts"]
             baseline = components.sample_baseline(run_root=run_root, prompts=prompts)
-            samples = components.sample(run_root=run_root, round_number=1, prompts=prompts)
-            samples.after(baseline)  # the base answers before training moves the sampler on
             given = {"run_root": run_root, "branch": branch, "prompts": prompts, "baseline": baseline.output}
+            if constitutional != "none":
+                # The base answers before training moves the sampler on.
+                revisions = components.revise(run_root=run_root, prompts=prompts).after(baseline)
+                _constitutional(rounds if constitutional == "first" else 0, **given, revisions=revisions.output)
+                return
+            samples = components.sample(run_root=run_root, round_number=1, prompts=prompts)
+            samples.after(baseline)
             _round(1, rounds, **given, samples=samples)
 
     # KFP reads annotations at once and does not resolve postponed ones.
@@ -39,10 +46,10 @@ def build_pipeline(*, rounds: int = 1) -> Any:
     return dsl.pipeline(name="rlaif", description="Better policy from AI feedback, or a reason why not.")(rlaif)
 
 
-def compile_pipeline(path: Path, *, rounds: int = 1) -> None:
+def compile_pipeline(path: Path, *, rounds: int = 1, constitutional: ConstitutionalStage = "none") -> None:
     """Write the pipeline as YAML for Kubeflow Pipelines."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(build_pipeline(rounds=rounds), str(path))
+    compiler.Compiler().compile(build_pipeline(rounds=rounds, constitutional=constitutional), str(path))
 
 
 def run_local(run_root: Path) -> RunOutcome:
@@ -60,7 +67,8 @@ def run_local(run_root: Path) -> RunOutcome:
         warnings.simplefilter("ignore")  # kfp's own
         # Process-wide. use_venv=False runs every task with this interpreter, as it is installed.
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(run_root / "kfp"), raise_on_error=False)
-        build_pipeline(rounds=int(record["settings"]["rounds"]))(
+        settings = RunSettings.model_validate(record["settings"])
+        build_pipeline(rounds=settings.rounds, constitutional=settings.constitutional_stage)(
             run_root=str(run_root), settings=_given(record["settings"]), services=_given(record["services"])
         )
     outcome = read_outcome(run_root, since_bytes=since_bytes)
@@ -91,6 +99,19 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if value is not None
     }
+
+
+def _constitutional(rounds: int, *, run_root: Any, branch: Any, prompts: Any, baseline: Any, revisions: Any) -> None:
+    """Gate the revisions and learn them; then the rounds, or without any the evaluation."""
+    gate = components.revision_gate(run_root=run_root, revisions=revisions)
+    with dsl.If(gate.outputs["Output"] == "passed", name="revisions-passed"):
+        tuned = components.fine_tune(run_root=run_root, conversations=gate.outputs["conversations"])
+        policy = tuned.outputs["Output"]
+        if not rounds:
+            components.evaluate(run_root=run_root, round_number=1, policy=policy, baseline=baseline)
+            return
+        samples = components.sample_again(run_root=run_root, round_number=1, prompts=prompts, policy=policy)
+        _round(1, rounds, run_root=run_root, branch=branch, prompts=prompts, baseline=baseline, samples=samples)
 
 
 def _round(number: int, rounds: int, *, run_root: Any, branch: Any, prompts: Any, baseline: Any, samples: Any) -> None:

@@ -64,6 +64,11 @@ def read_outcome(run_root: Path, *, since_bytes: int) -> RunOutcome:
 
 
 def _stopped(context: RunContext) -> RunOutcome | None:
+    if context.finished("revision_gate") and not context.result("revision_gate").values["passed"]:
+        reasons = "; ".join(context.result("revision_gate").values["reasons"])
+        return RunOutcome(
+            "stopped", EXIT_STOPPED, f"the gate did not let the revisions train: {reasons}", "revision_gate"
+        )
     for number in range(1, context.settings.rounds + 1):
         gate, training = stage_name("gate", number), stage_name("train", number)
         if context.finished(gate) and not context.result(gate).values["passed"]:

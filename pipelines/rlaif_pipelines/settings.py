@@ -28,6 +28,8 @@ _CREDENTIALS: Final = re.compile(r"://[^/@]*@")
 PLAYGROUND: Final = "playground"
 NO_EVALUATOR: Final = "none"
 
+ConstitutionalStage = Literal["none", "first", "only"]
+"""No constitutional stage, one before the first round, or one and nothing else."""
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
@@ -95,10 +97,35 @@ class GateSettings(SettingsModel):
     """Agreement with gold in every cell of category × principle; only where there are gold rules."""
     min_cell_labels: Count = 20
     """Cells with fewer decided pairs are reported and do not decide."""
+    min_revisions: Count = 32
+    """Constitutional stage: replies that the judge must have changed."""
+    max_dropped_replies: Rate = 0.25
+    """Constitutional stage: share of replies without a usable revision."""
 
     def limits(self) -> GateLimits:
-        """The limits as the gate takes them."""
-        return GateLimits(**self.model_dump())
+        """The limits of labels."""
+        return GateLimits(**self.model_dump(exclude={"min_revisions", "max_dropped_replies"}))
+
+
+class ConstitutionalSettings(SettingsModel):
+    """The constitutional stage: the policy's own replies, criticised and revised by the judge, then learnt."""
+
+    enabled: bool = False
+    """Make it before the first round; algorithm 'sft' makes it alone."""
+    num_prompts: Count = 240
+    """Training prompts that the policy answers, the categories in turn."""
+    rounds: Annotated[int, Field(ge=1, le=16)] = 2
+    """Critiques and revisions of each reply, each under another principle, drawn by weight."""
+    keep_unchanged: bool = True
+    """Learn replies that no round changed, too: the judge found no fault, and they keep the policy as it is there."""
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Replies that the judge works on at the same time."""
+    epochs: Count = 3
+    """Passes over the revised replies."""
+    learning_rate: PositiveFloat = 5e-4
+    """Peak learning rate of AdamW."""
+    batch_size: Count = 32
+    """Replies in one optimiser step."""
 
 
 class RewardModelSettings(SettingsModel):
@@ -220,8 +247,8 @@ class RunSettings(SettingsModel):
     """Wording of the judge's prompts; the playground's judge knows `compact`."""
     evaluator: str | None = None
     """Model folder, Hugging Face id or `host:port` of a second judge that only evaluates; `none` or None for none."""
-    algorithm: Literal["grpo", "dpo"] = "grpo"
-    """How the policy learns."""
+    algorithm: Literal["grpo", "dpo", "sft"] = "grpo"
+    """How the policy learns; sft is the constitutional stage alone."""
     reward: Literal["judge", "model"] = "judge"
     """Where GRPO's reward comes from: the judge's expected score, or the reward model trained on its labels."""
     rounds: Annotated[int, Field(ge=1, le=16)] = 1
@@ -237,7 +264,9 @@ class RunSettings(SettingsModel):
     human_labels: HumanLabels | None = None
     """People's labels that reward models and preference optimisation also learn from."""
     gate: GateSettings = GateSettings()
-    """What labels must hold."""
+    """What labels and revisions must hold."""
+    constitutional: ConstitutionalSettings = ConstitutionalSettings()
+    """Constitutional stage."""
     reward_model: RewardModelSettings = RewardModelSettings()
     """Reward model."""
     rl: RlSettings = RlSettings()
@@ -276,6 +305,8 @@ class RunSettings(SettingsModel):
             )
         if self.algorithm == "grpo" and self.reward == "model" and not self.reward_model.enabled:
             raise ValueError("reward 'model' needs reward_model.enabled")
+        if self.algorithm == "sft" and self.rounds > 1:
+            raise ValueError("algorithm 'sft' is the constitutional stage alone: it has no rounds to repeat")
         return self
 
     @property
@@ -289,15 +320,22 @@ class RunSettings(SettingsModel):
         return self.algorithm == "grpo" and self.reward_model.enabled
 
     @property
-    def route(self) -> Literal["judge", "model", "dpo"]:
-        """What the policy learns from: the judge's score, the reward model, or the labels themselves."""
-        return "dpo" if self.algorithm == "dpo" else self.reward
+    def constitutional_stage(self) -> ConstitutionalStage:
+        """Whether there is a constitutional stage, and whether anything comes after it."""
+        if self.algorithm == "sft":
+            return "only"
+        return "first" if self.constitutional.enabled else "none"
 
     @property
-    def branch(self) -> Literal["dpo", "direct", "with_reward_model"]:
+    def route(self) -> Literal["judge", "model", "dpo", "sft"]:
+        """What the policy learns from: the judge's score, the reward model, the labels, or its own revised replies."""
+        return self.reward if self.algorithm == "grpo" else self.algorithm
+
+    @property
+    def branch(self) -> Literal["dpo", "sft", "direct", "with_reward_model"]:
         """Which branch of the pipeline trains."""
-        if self.algorithm == "dpo":
-            return "dpo"
+        if self.algorithm != "grpo":
+            return self.algorithm
         return "with_reward_model" if self.trains_reward_model else "direct"
 
     @property
@@ -356,6 +394,7 @@ _MODEL_DEFAULTS: Final[dict[str, Any]] = {
         "guards": {"kl": {"limit": 20.0}},
     },
     "dpo": {"epochs": 1, "learning_rate": 5e-7, "batch_size": 32},
+    "constitutional": {"num_prompts": 512, "rounds": 4, "epochs": 1, "learning_rate": 1e-5},
     "evaluation": {"num_other": 240, "max_kl": 20.0},
 }
 

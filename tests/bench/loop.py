@@ -21,6 +21,7 @@ ROUTES = {
     "dpo": ["--algorithm", "dpo"],
     # A reward model without a KL is fooled: a guard must see it, and the run must end with the best version before.
     "no_kl": ["--algorithm", "grpo", "--reward", "model", "--set", "rl.kl_beta=0", "--set", "rl.steps=80"],
+    "constitutional": ["--algorithm", "sft"],
 }
 DEFAULT_ROUTES = ("direct", "reward_model", "dpo")
 STOPPED = 3

@@ -41,6 +41,14 @@ def test_rounds_after_the_first_are_numbered() -> None:
     assert "reward_model" in planned_stages(rounds=1, trains_reward_model=True)
 
 
+def test_the_constitutional_stage_is_planned_before_the_rounds_or_in_their_place() -> None:
+    first = planned_stages(rounds=1, trains_reward_model=False, constitutional="first")
+    assert first[:7] == ["prepare", "prompts", "baseline", "revise", "revision_gate", "sft", "sample"]
+    assert planned_stages(rounds=1, trains_reward_model=False, constitutional="only") == [
+        "prepare", "prompts", "baseline", "revise", "revision_gate", "sft", "evaluate", "report",
+    ]  # fmt: skip
+
+
 def test_rate_and_time_left_come_from_this_attempt_alone() -> None:
     progress = RunProgress.of(["judge"])
     progress.apply_event(event("judge", "started", 0))

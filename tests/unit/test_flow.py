@@ -14,12 +14,13 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from rlaif_pipelines import components
 from rlaif_pipelines.flow import compile_pipeline
+from rlaif_pipelines.settings import ConstitutionalStage
 
 Spec = Any
 
 
-def compiled(path: Path, *, rounds: int = 1) -> Spec:
-    compile_pipeline(path, rounds=rounds)
+def compiled(path: Path, *, rounds: int = 1, constitutional: ConstitutionalStage = "none") -> Spec:
+    compile_pipeline(path, rounds=rounds, constitutional=constitutional)
     documents = list(yaml.safe_load_all(path.read_text()))
     return json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
 
@@ -95,6 +96,23 @@ def test_rounds_are_unrolled_and_each_evaluated_before_the_next_samples(tmp_path
         assert any(task.startswith("evaluate") for task in group_of(spec, name)[name].dependent_tasks)
 
 
+def test_the_constitutional_stage_stands_between_the_baseline_and_the_first_round(tmp_path: Path) -> None:
+    spec = compiled(tmp_path / "rlaif.yaml", rounds=2, constitutional="first")
+    assert "sample-baseline" in group_of(spec, "revise")["revise"].dependent_tasks
+    assert "revise" in group_of(spec, "revision-gate")["revision-gate"].dependent_tasks
+    learning = group_of(spec, "fine-tune")
+    assert "revise" not in learning, "what is learnt stands behind the gate"
+    assert "fine-tune" in learning["sample-again"].dependent_tasks
+    assert {"label", "label-2"} <= task_names(spec)
+    assert not {"revise", "fine-tune"} & task_names(compiled(tmp_path / "plain.yaml"))
+
+
+def test_the_constitutional_stage_alone_is_evaluated_at_once(tmp_path: Path) -> None:
+    spec = compiled(tmp_path / "rlaif.yaml", constitutional="only")
+    assert "fine-tune" in group_of(spec, "evaluate")["evaluate"].dependent_tasks
+    assert not {"sample", "label", "quality-gate", "train-directly"} & task_names(spec)
+
+
 def test_every_task_runs_in_our_image_and_installs_nothing(tmp_path: Path) -> None:
     spec = compiled(tmp_path / "rlaif.yaml")
     executors = spec.deployment_spec["executors"]
@@ -108,6 +126,7 @@ def test_light_stages_load_neither_torch_nor_kfp() -> None:
     program = (
         "import sys, rlaif_pipelines.stages.runner\n"
         "from rlaif_pipelines.stages import prepare, prompts, baseline, sample, judge, gate, evaluate, train, report\n"
+        "from rlaif_pipelines.stages import revise, revision_gate, sft\n"
         "assert not {'torch', 'transformers', 'deepspeed', 'kfp', 'grpc', 'numpy'} & sys.modules.keys(), sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -72,6 +72,13 @@ def test_token_logprobs_make_no_matrix_of_all_tokens_by_the_vocabulary() -> None
     assert largest.num_elements == 16 * 1024
 
 
+def test_sft_loss_is_the_mean_over_tokens_and_not_over_conversations() -> None:
+    logprobs = tensor(-1.0, -2.0, -3.0, -6.0)  # three tokens of one conversation, one of another
+    assert losses.sft_loss(logprobs, weights_N=torch.ones_like(logprobs)).item() == pytest.approx(3.0)
+    weighted = losses.sft_loss(logprobs, weights_N=tensor(1.0, 1.0, 1.0, 3.0))
+    assert weighted.item() == pytest.approx((1 + 2 + 3 + 3 * 6) / 6)
+
+
 def test_bradley_terry_with_a_soft_label() -> None:
     # Δ = 1: logσ(1) = −0.3132617, logσ(−1) = −1.3132617; 0.8·0.3132617 + 0.2·1.3132617 = 0.5132617.
     loss = losses.soft_bradley_terry_loss(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from report_fixtures import NASTY, STAGES, write_run
+from report_fixtures import NASTY, STAGES, write_constitutional, write_run
 from rlaif.core.errors import RlaifError
 from rlaif_pipelines.report import build
 from rlaif_pipelines.report.plots import Series, histogram, interval_bar, line_chart, ticks
@@ -178,6 +178,30 @@ def test_a_run_without_a_reward_shows_its_loss(tmp_path: Path) -> None:
     assert page.count("<polyline") == 1
 
 
+def test_the_constitutional_stage_tells_what_became_of_the_replies(tmp_path: Path) -> None:
+    report, page = report_of(write_constitutional(tmp_path))
+    assert (report["outcome"], report["verdict"]) == ("finished", "improved")
+    found = report["constitutional"]
+    assert (found["num_revised"], found["num_unchanged"], found["num_dropped"]) == (25, 14, 1)
+    assert found["by_principle"]["harmless"]["num_revised"] == 25
+    assert found["held_out_loss"] == {"baseline": 2.5, "trained": 1.25}
+    assert report["seconds"]["revise"] == 1.5
+    for shown in ("Constitutional stage", "critique truncated: 1", "2.500 nats a token", "over 12 steps on 39 replies"):
+        assert shown in page
+    assert page.count("<polyline") == 1
+    assert 'id="gate"' not in page, "nothing was labelled"
+    assert report_of(write_run(tmp_path / "plain"))[0]["constitutional"] is None
+
+
+def test_revisions_that_did_not_pass_their_gate_are_the_headline(tmp_path: Path) -> None:
+    report, page = report_of(write_constitutional(tmp_path, passed=False))
+    assert (report["outcome"], report["verdict"]) == ("gated", "unknown")
+    assert report["verdict_reasons"] == [
+        "the gate let no training begin: 25 replies were revised, fewer than the 64 required (39 could be learnt from)"
+    ]
+    assert "No policy was trained: the revised replies did not pass the gate." in page
+
+
 def test_rounds_follow_each_other_and_the_last_one_is_the_headline(tmp_path: Path) -> None:
     root = write_run(tmp_path / "run", settings={"rounds": 2})
     for stage, file in (("gate", "gate.json"), ("evaluate", "evaluation.json"), ("train", "")):
@@ -199,6 +223,9 @@ def test_the_command_holds_what_differs_from_the_defaults() -> None:
 
     assert command() == "rlaif run --out runs/again"
     assert command(seed=3, algorithm="dpo") == "rlaif run --algorithm dpo --seed 3 --out runs/again"
+    assert command(algorithm="sft") == "rlaif run --algorithm sft --out runs/again"
+    first = command(constitutional={"enabled": True, "rounds": 3})
+    assert first == "rlaif run --constitutional --set constitutional.rounds=3 --out runs/again"
     assert command(reward="model") == "rlaif run --reward model --out runs/again"
     assert command(rl={"steps": 7}) == "rlaif run --set rl.steps=7 --out runs/again"
     own = command(prompts="my file.jsonl", policy="org/p", judge="org/j", evaluator="none")

@@ -17,7 +17,10 @@ from rlaif_pipelines.settings import RunSettings, make_settings
         ({"sampling": {"num_prompts": 0}}, "sampling.num_prompts = 0: input should be greater than or equal to 1"),
         ({"rewards": "judge"}, "there is no setting 'rewards'"),
         ({"rl": {"stepz": 3}}, "there is no setting 'rl.stepz'"),
-        ({"algorithm": "ppo"}, "algorithm = 'ppo': input should be 'grpo' or 'dpo'"),
+        ({"algorithm": "ppo"}, "algorithm = 'ppo': input should be 'grpo', 'dpo' or 'sft'"),
+        ({"algorithm": "sft", "rounds": 2}, "algorithm 'sft' is the constitutional stage alone: it has no rounds"),
+        ({"constitutional": {"round": 2}}, "there is no setting 'constitutional.round'"),
+        ({"constitutional": {"rounds": 0}}, "constitutional.rounds = 0: input should be greater than or equal to 1"),
         ({"prompts": "my.jsonl"}, "prompts of your own need --policy and --judge"),
         ({"prompts": "my.jsonl", "policy": "a/b"}, "prompts of your own need --judge"),
         ({"evaluator": "playground"}, "evaluator 'playground' is the judge that labels"),
@@ -61,11 +64,18 @@ def test_a_reward_model_is_leaned_on_less_than_the_judge() -> None:
         ({"reward": "model"}, "model", "with_reward_model"),
         ({"reward_model": {"enabled": False}}, "judge", "direct"),
         ({"algorithm": "dpo"}, "dpo", "dpo"),
+        ({"algorithm": "sft"}, "sft", "sft"),
     ],
 )
 def test_the_route_follows_from_algorithm_and_reward(values: dict[str, Any], route: str, branch: str) -> None:
     settings = make_settings(values)
     assert (settings.route, settings.branch) == (route, branch)
+
+
+def test_the_constitutional_stage_comes_first_or_stands_alone() -> None:
+    assert make_settings({}).constitutional_stage == "none"
+    assert make_settings({"constitutional": {"enabled": True}}).constitutional_stage == "first"
+    assert make_settings({"algorithm": "sft"}).constitutional_stage == "only"
 
 
 def test_settings_survive_run_json() -> None:

@@ -13,7 +13,8 @@ from rlaif.core.errors import InvalidInputError
 from rlaif_pipelines.training.config.dpo import DpoTraining
 from rlaif_pipelines.training.config.pairs import LabelFile
 from rlaif_pipelines.training.config.reward import RewardTraining
-from rlaif_pipelines.training.labels import LabelledPair, Labels, read_labels, split_by_prompt
+from rlaif_pipelines.training.data import split_by_prompt
+from rlaif_pipelines.training.labels import LabelledPair, Labels, read_labels
 from training_fakes import label, write_lines
 
 NAN, INF = float("nan"), float("inf")

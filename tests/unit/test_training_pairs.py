@@ -10,10 +10,10 @@ from torch import Tensor
 
 from rlaif_pipelines.training.config.common import OptimizerSettings
 from rlaif_pipelines.training.engine import learning_rate
+from rlaif_pipelines.training.fitting import Schedule
 from rlaif_pipelines.training.losses import sum_by_sequence
 from rlaif_pipelines.training.packing import Layout, Rows
 from rlaif_pipelines.training.pair_data import bootstrap
-from rlaif_pipelines.training.pair_loop import PairSchedule
 from rlaif_pipelines.training.pair_quality import pair_quality, quality_by_slice
 from rlaif_pipelines.training.pairs import EncodedPair, measure_pairs, pair_values
 
@@ -139,7 +139,7 @@ def test_a_bootstrap_draws_whole_prompts_and_repeats() -> None:
 
 
 def test_a_schedule_shows_every_pair_once_an_epoch() -> None:
-    schedule = PairSchedule(num_pairs=10, batch_pairs=4, num_epochs=2, seed=0)
+    schedule = Schedule(num_examples=10, batch_examples=4, num_epochs=2, seed=0)
     assert (schedule.steps_per_epoch, schedule.num_steps) == (3, 6)
     batches = [schedule.batch(step) for step in range(6)]
     assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 
 from rlaif.core.constitution import Constitution, parse_constitution
 from rlaif.core.errors import RlaifError
+from rlaif_pipelines.context import kind_of_training
 
 Outcome = Literal["finished", "gated", "failed", "unfinished"]
 
@@ -47,7 +48,7 @@ class RunFacts:
     """evaluation.json of each round."""
     labels: Sequence[Mapping[str, Any]]
     metrics: Sequence[Mapping[str, Any]]
-    """Training steps in order, each with its `round` and its `kind`: train or reward_model."""
+    """Training steps in order, each with its `round` and its `kind`: train, sft or reward_model."""
     constitution: Constitution | None
 
     @property
@@ -78,6 +79,25 @@ class RunFacts:
         return self.gates[max(self.gates)] if self.gates else None
 
     @property
+    def gated(self) -> Sequence[str]:
+        """Why a gate, of revisions or of the last round's labels, let nothing train; empty where none stands closed."""
+        revisions = self.stages.get("revision_gate")
+        if revisions is not None and revisions.values.get("passed") is False:
+            return list(revisions.values["reasons"])
+        return list(self.gate["reasons"]) if self.gate is not None and not self.gate["passed"] else []
+
+    @property
+    def constitutional(self) -> Mapping[str, Any] | None:
+        """What the constitutional stage did: counts, the gate's word, how the fine-tuning went; None without one."""
+        if "revise" not in self.stages:
+            return None
+        found: dict[str, Any] = dict(self.stages["revise"].values)
+        for stage in ("revision_gate", "sft"):
+            if stage in self.stages:
+                found[stage] = self.stages[stage].values
+        return found
+
+    @property
     def failure(self) -> StageFacts | None:
         """The stage that failed, the report aside."""
         return next((each for each in self.stages.values() if each.state == "failed" and each.kind != "report"), None)
@@ -100,7 +120,7 @@ class RunFacts:
         """How far the run came."""
         if self.failure is not None or self.last_error is not None:
             return "failed"
-        if self.gate is not None and not self.gate["passed"]:
+        if self.gated:
             return "gated"
         rounds = int(self.settings.get("rounds", 1))
         return "finished" if rounds in self.evaluations else "unfinished"
@@ -180,9 +200,8 @@ def _metrics(root: Path) -> Iterator[dict[str, Any]]:
     """Steps of metrics.jsonl, metrics-2.jsonl, …; of a step that was done again the later line counts."""
     for path in sorted(root.glob("metrics*.jsonl"), key=lambda path: split_name(path.stem)[1]):
         latest = {(row.get("stage"), row.get("step")): row for row in read_lines(path) if row.get("step")}
-        for (stage, _), row in sorted(latest.items(), key=lambda item: (str(item[0][0]), item[0][1])):
-            kind = "reward_model" if str(stage).startswith("reward") else "train"
-            yield row | {"round": split_name(path.stem)[1], "kind": kind}
+        for _, row in sorted(latest.items(), key=lambda item: (str(item[0][0]), item[0][1])):
+            yield row | {"round": split_name(path.stem)[1], "kind": kind_of_training(row)}
 
 
 def _constitution(root: Path, record: Mapping[str, Any]) -> Constitution | None:

@@ -27,6 +27,9 @@ def command_line(settings: Mapping[str, Any]) -> str:
         if value is not None and (needed or value != reference.get(name)):
             words += [f"--{name}", str(value)]
     for key, value in _differences(settings, defaults):
+        if (key, value) == ("constitutional.enabled", True):
+            words.append("--constitutional")
+            continue
         words += ["--set", f"{key}={json.dumps(value)}"]
     return shlex.join([*words, "--out", "runs/again"])
 

@@ -10,6 +10,15 @@ from rlaif_pipelines.report.facts import RunFacts
 from rlaif_pipelines.report.reproduce import command_line
 
 SCHEMA: Final = 1
+_REVISIONS: Final = (
+    "num_replies",
+    "num_critiques",
+    "num_revised",
+    "num_unchanged",
+    "num_dropped",
+    "dropped",
+    "by_principle",
+)
 _PAIR: Final = {"baseline": None, "trained": None}
 _ESTIMATE: Final = {"value": None, "low": None, "high": None, "num_samples": 0}
 
@@ -36,6 +45,7 @@ def summarise(facts: RunFacts) -> dict[str, Any]:
         "label_accuracy": (gate or {}).get("label_accuracy"),
         "label_quality": (gate or {}).get("quality"),
         "gate": {"passed": gate["passed"] if gate else None, "reasons": list(gate["reasons"]) if gate else []},
+        "constitutional": _constitutional(facts),
         "rounds": [_round(facts, number) for number in sorted({*facts.gates, *facts.evaluations})],
         "seconds": {name: stage.seconds for name, stage in facts.stages.items() if stage.seconds is not None},
         "seconds_total": _total_seconds(facts),
@@ -55,8 +65,8 @@ def _verdict(facts: RunFacts) -> tuple[str, list[str]]:
     if facts.outcome == "finished" and evaluation is not None:
         guarded = [f"a guard stopped training early: {facts.guard}"] if facts.guard else []
         return evaluation["verdict"], [*evaluation["verdict_reasons"], *guarded]
-    if facts.outcome == "gated" and facts.gate is not None:
-        why = [f"the gate let no training begin: {reason}" for reason in facts.gate["reasons"]]
+    if facts.outcome == "gated":
+        why = [f"the gate let no training begin: {reason}" for reason in facts.gated]
     elif facts.failure is not None:
         why = [f"stage {facts.failure.name} failed: {facts.failure.message}"]
     elif facts.last_error is not None:
@@ -79,6 +89,21 @@ def _round(facts: RunFacts, number: int) -> dict[str, Any]:
         "win_rate": (evaluation.get("win_rate") or {}).get("value"),
         "gold": (evaluation.get("gold") or {}).get("trained"),
         "kl": evaluation.get("kl"),
+    }
+
+
+def _constitutional(facts: RunFacts) -> dict[str, Any] | None:
+    """What became of the policy's own replies, and of the policy that learnt them; null without such a stage."""
+    found = facts.constitutional
+    if found is None:
+        return None
+    gate, training = found.get("revision_gate") or {}, (found.get("sft") or {}).get("results") or {}
+    return {
+        **{key: found.get(key) for key in _REVISIONS},
+        "gate": {"passed": gate.get("passed"), "reasons": gate.get("reasons") or []},
+        "num_learnt": gate.get("num_conversations"),
+        "steps": training.get("num_steps"),
+        "held_out_loss": {"baseline": (training.get("before") or {}).get("loss"), "trained": training.get("loss")},
     }
 
 

@@ -17,6 +17,8 @@ _ROUTES: Final = {
     ("grpo", "model"): "GRPO on a reward model trained from the labels",
     ("dpo", "judge"): "DPO on the labels",
     ("dpo", "model"): "DPO on the labels",
+    ("sft", "judge"): "fine-tuning on replies of its own, revised",
+    ("sft", "model"): "fine-tuning on replies of its own, revised",
 }
 _CHARTS: Final = (
     ("reward", "Reward (proxy)", "what the policy is trained on", "first"),
@@ -43,6 +45,8 @@ _CONSTANT_IS_NO_NEWS: Final = (
 )
 _TOGETHER: Final = (("reward", "proxy", "first"), ("held_out", "held-out", "third"), ("gold", "gold", "second"))
 _LOSS_CHART: Final = (("loss", "Loss", "of the preferences; DPO has no reward", "first"),)
+_SFT_CHART: Final = (("loss", "Loss", "nats a token of the revised replies", "first"),)
+_POLICIES: Final = {"sft": "fine-tuned policy", "train": "trained policy"}
 _MAX_EXAMPLES_PER_CATEGORY: Final = 4
 _NO_BREAK: Final = "\u00a0"
 
@@ -54,7 +58,7 @@ def view(facts: RunFacts, summary: Mapping[str, Any]) -> dict[str, Any]:
         "facts": facts,
         "summary": summary,
         "banner": banner(facts, summary),
-        "route": _ROUTES.get((settings.get("algorithm", "grpo"), settings.get("reward", "judge")), ""),
+        "route": _route(facts),
         "world": "playground" if facts.playground else str(settings.get("prompts")),
         "out": settings.get("out") or facts.root.name,
         "num_rounds": settings.get("rounds", 1),
@@ -65,9 +69,11 @@ def view(facts: RunFacts, summary: Mapping[str, Any]) -> dict[str, Any]:
         "charts": list(_charts(facts)),
         "guards": list(_guards(facts)),
         "held_out_off": _held_out_off(facts),
+        "constitutional": summary["constitutional"],
         "labels": label_view(facts),
         "reward_models": list(_reward_models(facts)),
         "heat": heat_map(facts),
+        "labelling": settings.get("algorithm") != "sft",
         "gate_limits": settings.get("gate") or {},
         "examples": _examples(facts),
         "lineage": list(_lineage(facts, summary)),
@@ -75,6 +81,13 @@ def view(facts: RunFacts, summary: Mapping[str, Any]) -> dict[str, Any]:
         "settings_rows": list(_flat(settings)),
         "attempts": facts.record.get("attempts") or [],
     }
+
+
+def _route(facts: RunFacts) -> str:
+    settings = facts.settings
+    route = _ROUTES.get((settings.get("algorithm", "grpo"), settings.get("reward", "judge")), "")
+    first = (settings.get("constitutional") or {}).get("enabled") and settings.get("algorithm") != "sft"
+    return f"the constitutional stage, then {route}" if first else route
 
 
 def _headlines(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -139,10 +152,13 @@ def _charts(facts: RunFacts) -> Iterator[dict[str, Any]]:
     guards = (facts.settings.get("rl") or {}).get("guards") or {}
     max_kl = (guards.get("kl") or {}).get("limit")
     rows = [row for row in facts.metrics if row["kind"] == "train"]
+    shown = _CHARTS if any("reward" in row for row in rows) else _LOSS_CHART
+    if not rows:
+        rows, shown = [row for row in facts.metrics if row["kind"] == "sft"], _SFT_CHART
     place = _axis(rows)
     marks = list(_marks(rows, place))
     yield from _together(rows, place, marks)
-    for key, title, meaning, style in _CHARTS if any("reward" in row for row in rows) else _LOSS_CHART:
+    for key, title, meaning, style in shown:
         points = _points(rows, key, place)
         if len(points) < 2 or (key in _CONSTANT_IS_NO_NEWS and len({y for _, y in points}) == 1):
             continue
@@ -280,6 +296,12 @@ def _lineage(facts: RunFacts, summary: Mapping[str, Any]) -> Iterator[dict[str, 
         return
     yield {"what": "constitution", "name": digests.get("constitution"), "digest": digests.get("constitution_sha256")}
     yield {"what": "judge", "name": digests.get("judge_uri"), "digest": digests.get("judge_digest")}
+    if "revise" in facts.stages:
+        yield {
+            "what": "revisions",
+            "name": f"{(summary['constitutional'] or {}).get('num_revised')} replies revised, in the ledger",
+            "digest": facts.stages["revise"].outputs.get("revisions.jsonl"),
+        }
     if facts.labels:
         yield {
             "what": "labels",
@@ -292,9 +314,9 @@ def _lineage(facts: RunFacts, summary: Mapping[str, Any]) -> Iterator[dict[str, 
                 yield {"what": "reward model", "name": member.get("uri"), "digest": member.get("digest")}
     yield {"what": "starting policy", "name": digests.get("policy_uri"), "digest": digests.get("policy_digest")}
     for stage in facts.stages.values():
-        if stage.kind == "train" and stage.values.get("digest"):
+        if stage.kind in _POLICIES and stage.values.get("digest"):
             name = f"{summary['policy']} version {stage.values.get('version')}"
-            yield {"what": "trained policy", "name": name, "digest": stage.values["digest"]}
+            yield {"what": _POLICIES[stage.kind], "name": name, "digest": stage.values["digest"]}
     if digests.get("evaluator_uri"):
         yield {"what": "evaluator", "name": digests["evaluator_uri"], "digest": digests.get("evaluator_digest")}
 

@@ -34,7 +34,8 @@ def banner(facts: RunFacts, summary: Mapping[str, Any]) -> Banner:
     """The banner of a run in whatever state."""
     tone, headline = _HEADLINES[summary["verdict"]]
     if facts.outcome == "gated":
-        headline = "No policy was trained: the labels did not pass the gate."
+        closed = "labels" if facts.gate is not None else "revised replies"
+        headline = f"No policy was trained: the {closed} did not pass the gate."
     elif facts.outcome == "failed":
         tone, headline = "bad", "The run failed. " + headline
     elif facts.outcome == "unfinished":

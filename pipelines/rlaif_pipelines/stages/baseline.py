@@ -6,13 +6,13 @@ from pathlib import Path
 
 from rlaif_pipelines.context import RunContext, StageOutput, StageResult, read_rows, write_rows
 from rlaif_pipelines.stages.completions import COMPLETIONS_FILE, derive_seed, sample_rows
-from rlaif_pipelines.stages.policy import PolicyVersion, starting_policy
+from rlaif_pipelines.stages.policy import PolicyVersion, base_policy
 from rlaif_pipelines.stages.prompts import PROMPTS_FILE
 
 
 def baseline(context: RunContext) -> StageResult:
     """completions.jsonl: one held-out completion a prompt, of version 0."""
-    start = starting_policy(context, round_number=1)
+    start = base_policy(context)
 
     def body(folder: Path) -> StageOutput:
         num_rows = sample_held_out(context, folder, stage="baseline", policy=start)

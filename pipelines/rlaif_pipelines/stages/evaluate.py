@@ -25,7 +25,7 @@ from rlaif_pipelines.stages.baseline import held_out_inputs, sample_held_out
 from rlaif_pipelines.stages.completions import COMPLETIONS_FILE
 from rlaif_pipelines.stages.constitution import load_constitution
 from rlaif_pipelines.stages.gate import GATE_FILE
-from rlaif_pipelines.stages.policy import trained_policy
+from rlaif_pipelines.stages.policy import trained_policy, training_stage
 from rlaif_pipelines.stages.prepare import check_not_the_same_judge
 
 EVALUATION_FILE: Final = "evaluation.json"
@@ -42,7 +42,7 @@ def evaluate(context: RunContext, *, round_number: int = 1) -> StageResult:
         "baseline": before.outputs[COMPLETIONS_FILE],
         "evaluation": context.settings.evaluation.model_dump(),
         "evaluator": context.settings.evaluator,
-        "gate": context.result(stage_name("gate", round_number)).outputs[GATE_FILE],
+        "gate": _gate_sha256(context, round_number),
     }
 
     def body(folder: Path) -> StageOutput:
@@ -65,7 +65,7 @@ def evaluate(context: RunContext, *, round_number: int = 1) -> StageResult:
                 max_garbage_rise=limits.max_garbage_rise,
             ),
         )
-        gate = read_json(context.result(stage_name("gate", round_number)).path(GATE_FILE))
+        gate = _gate(context, round_number)
         write_json(
             folder / EVALUATION_FILE,
             {
@@ -75,8 +75,8 @@ def evaluate(context: RunContext, *, round_number: int = 1) -> StageResult:
                 "verdict": conclusion.verdict,
                 "verdict_reasons": list(conclusion.reasons),
                 **figures,
-                "judge_accuracy": gate["judge_accuracy"],
-                "label_accuracy": gate["label_accuracy"],
+                "judge_accuracy": gate.get("judge_accuracy", {}),
+                "label_accuracy": gate.get("label_accuracy"),
                 "steps": steps,
                 "examples": _examples(rows_before, rows_after),
             },
@@ -94,6 +94,20 @@ def evaluate(context: RunContext, *, round_number: int = 1) -> StageResult:
         return StageOutput((EVALUATION_FILE, COMPLETIONS_FILE), {"verdict": conclusion.verdict})
 
     return context.run_stage(stage, body, inputs=inputs)
+
+
+def _gate(context: RunContext, round_number: int) -> dict[str, Any]:
+    """What the gate found out about the round's labels; empty where nothing was labelled."""
+    if context.settings.constitutional_stage == "only":
+        return {}
+    found: dict[str, Any] = read_json(context.result(stage_name("gate", round_number)).path(GATE_FILE))
+    return found
+
+
+def _gate_sha256(context: RunContext, round_number: int) -> str | None:
+    if context.settings.constitutional_stage == "only":
+        return None
+    return context.result(stage_name("gate", round_number)).outputs[GATE_FILE]
 
 
 def _by_gold(
@@ -199,11 +213,12 @@ def _figures(kind: str, evidence: Evidence) -> dict[str, Any]:
 
 def _check_evaluator(context: RunContext, verdicts: Sequence[Any]) -> None:
     """The digests that the services report decide, whatever names and addresses say."""
+    judged = ["revise", *(stage_name("judge", number) for number in range(1, context.settings.rounds + 1))]
     judge_digests = [
         digest
-        for number in range(1, context.settings.rounds + 1)
-        if context.finished(stage_name("judge", number))
-        for digest in context.result(stage_name("judge", number)).values["judge_digests"]
+        for stage in judged
+        if context.finished(stage)
+        for digest in context.result(stage).values["judge_digests"]
     ]
     for judge_digest, verdict in itertools.product(judge_digests, verdicts):
         check_not_the_same_judge(judge_digest=judge_digest, evaluator_digest=verdict.provenance.model_digest)
@@ -222,7 +237,7 @@ def _steps(context: RunContext, round_number: int) -> dict[str, list[Any]]:
 
     The rollouts of step n + 1 come from the weights after step n: a policy that was rolled back to them is told by it.
     """
-    values = context.result(stage_name("train", round_number)).values
+    values = context.result(training_stage(context, round_number=round_number)).values
     path, rolled_back = values.get("metrics"), (values.get("results") or {}).get("rolled_back")
     columns: dict[str, list[Any]] = {
         name: [] for name in ("step", "reward", "gold", "kl", "held_out", "completion_tokens")

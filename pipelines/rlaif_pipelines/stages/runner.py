@@ -15,7 +15,7 @@ from rlaif_pipelines.context import RunContext, StageResult, stage_name
 
 ROUND_STAGES: Final = ("sample", "judge", "gate", "reward_model", "train", "evaluate")
 """Stages that every round repeats."""
-STAGES: Final = ("prepare", "prompts", "baseline", *ROUND_STAGES, "report")
+STAGES: Final = ("prepare", "prompts", "baseline", "revise", "revision_gate", "sft", *ROUND_STAGES, "report")
 
 EXIT_FAILED: Final = 1
 EXIT_WRONG_INPUT: Final = 2

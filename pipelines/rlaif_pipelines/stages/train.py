@@ -30,7 +30,7 @@ def train(context: RunContext, *, round_number: int = 1) -> StageResult:
         if context.settings.trains_reward_model:
             _serve_reward_model(context, round_number)
         values = train_model(context, stage, verb=verb, config={**config, "out": folder / "job"})
-        published = _published(context)
+        published = published_policy(context)
         context.record_event(
             "policy_published",
             subject=context.policy,
@@ -148,7 +148,8 @@ def _serve_reward_model(context: RunContext, round_number: int) -> None:
         )
 
 
-def _published(context: RunContext) -> PublishedVersion:
+def published_policy(context: RunContext) -> PublishedVersion:
+    """The version that the run's policy has now."""
     published = open_store(context.artifact_root).read_desired(context.policy)
     assert published is not None, "training publishes what it leaves"
     return published

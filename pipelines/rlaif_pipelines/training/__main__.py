@@ -1,4 +1,4 @@
-"""`python -m rlaif_pipelines.training <reward|dpo|rl> --config FILE.json`, also under torchrun."""
+"""`python -m rlaif_pipelines.training <sft|reward|dpo|rl> --config FILE.json`, also under torchrun."""
 
 from __future__ import annotations
 

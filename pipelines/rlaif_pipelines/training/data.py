@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rlaif.core.conversation import Conversation, parse_conversation
 from rlaif.core.errors import InvalidInputError
@@ -62,6 +62,29 @@ def split_dev_prompts(
     order = [prompt for turn in turns for prompt in turn if prompt is not None]
     dev = {prompt.prompt_id for prompt in order[:num_dev]}
     return [prompt for prompt in prompts if prompt.prompt_id not in dev], order[:num_dev]
+
+
+class Prompted(Protocol):
+    """What belongs to a prompt."""
+
+    @property
+    def prompt_id(self) -> str:
+        """Which prompt."""
+
+
+PromptedT = TypeVar("PromptedT", bound=Prompted)
+
+
+def split_by_prompt(
+    examples: Sequence[PromptedT], *, held_out_fraction: float, seed: int
+) -> tuple[list[PromptedT], list[PromptedT]]:
+    """(to train on, to measure on): all examples of a prompt fall on the same side, decided by its id and the seed."""
+    train: list[PromptedT] = []
+    held_out: list[PromptedT] = []
+    for example in examples:
+        (held_out if share_of(f"split:{seed}:{example.prompt_id}") < held_out_fraction else train).append(example)
+    # With very few prompts one side can be left empty: then there is nothing to measure.
+    return (train, held_out) if train else (held_out, [])
 
 
 def epoch_order(num_items: int, *, seed: int, epoch: int) -> list[int]:

@@ -15,6 +15,7 @@ from rlaif.runtime.artifacts import atomic_write_folder
 from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.config.dpo import DpoTraining
 from rlaif_pipelines.training.engine import TrainingEngine
+from rlaif_pipelines.training.fitting import Schedule
 from rlaif_pipelines.training.labels import label_inputs, read_labels
 from rlaif_pipelines.training.losses import (
     dpo_loss,
@@ -29,7 +30,7 @@ from rlaif_pipelines.training.metrics import MetricsLog
 from rlaif_pipelines.training.model import Base, PolicyLogprobs, load_policy, model_card, open_base, save_model
 from rlaif_pipelines.training.packing import Layout, Rows, layout_for
 from rlaif_pipelines.training.pair_data import PairData, label_card, prepare_pairs, quality_card
-from rlaif_pipelines.training.pair_loop import MeasuredLoss, PairSchedule, fit_pairs
+from rlaif_pipelines.training.pair_loop import MeasuredLoss, fit_pairs
 from rlaif_pipelines.training.pair_quality import pair_quality, quality_by_slice
 from rlaif_pipelines.training.pairs import EncodedPair, PairTargets, measure_pairs, pair_values, targets_of
 from rlaif_pipelines.training.publishing import publish
@@ -45,9 +46,9 @@ def run(settings: DpoTraining) -> dict[str, Any]:
     base = open_base(settings.policy)
     processes.start_processes(settings.engine)
     data = prepare_pairs(settings, labels=labels, base=base)
-    schedule = PairSchedule(
-        num_pairs=len(data.train),
-        batch_pairs=settings.batch_pairs,
+    schedule = Schedule(
+        num_examples=len(data.train),
+        batch_examples=settings.batch_pairs,
         num_epochs=settings.num_epochs,
         seed=settings.seed,
     )

@@ -14,7 +14,7 @@ from rlaif.core.human_preference import parse_preference
 from rlaif.core.judged_pair import JudgedPair
 from rlaif.core.preference import TIE_MARGIN
 from rlaif_pipelines.training.config.pairs import LabelFile
-from rlaif_pipelines.training.data import conversation_of, number_of, read_lines, share_of, text_of
+from rlaif_pipelines.training.data import conversation_of, number_of, read_lines, text_of
 
 MIN_ONE_SIDED: Final = 16
 """Labels that all prefer the same side are no accident from this many on: a fair coin does it once in 2**15 tries."""
@@ -148,18 +148,6 @@ def read_labels(files: Sequence[LabelFile], *, allow_one_class: bool = False) ->
     return Labels(
         pairs=tuple(named), files=tuple((file, counts) for file, (_, counts) in zip(files, found, strict=True))
     )
-
-
-def split_by_prompt(
-    pairs: Sequence[LabelledPair], *, held_out_fraction: float, seed: int
-) -> tuple[list[LabelledPair], list[LabelledPair]]:
-    """(to train on, to measure on): all pairs of one prompt fall on the same side, decided by its id and the seed."""
-    train: list[LabelledPair] = []
-    held_out: list[LabelledPair] = []
-    for pair in pairs:
-        (held_out if share_of(f"split:{seed}:{pair.prompt_id}") < held_out_fraction else train).append(pair)
-    # With very few prompts one side can be left empty: then there is nothing to measure.
-    return (train, held_out) if train else (held_out, [])
 
 
 def _read_file(file: LabelFile, *, allow_one_class: bool) -> tuple[list[LabelledPair], LabelCounts]:

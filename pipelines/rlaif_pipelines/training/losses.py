@@ -38,6 +38,16 @@ def token_logprobs(
     return _ChunkedLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature, chunk_tokens)
 
 
+def sft_loss(logprobs_N: Tensor, *, weights_N: Tensor) -> Tensor:
+    """−Σ w·log π(token) / Σ w: next-token cross-entropy, averaged over all trained tokens of the batch.
+
+    A long reply so counts for more than a short one, as in the mean over labels that are not ignored by which causal
+    language models are trained; the mean of each conversation's mean would be another loss. With weights of 1 it is
+    that mean.
+    """
+    return -_weighted_mean(logprobs_N, weights_N)
+
+
 def soft_bradley_terry_loss(
     rewards_first_P: Tensor,
     *,

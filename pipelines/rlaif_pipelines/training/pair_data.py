@@ -10,7 +10,8 @@ from typing import Any
 
 from rlaif.core.errors import InvalidInputError
 from rlaif_pipelines.training.config.pairs import PairTraining
-from rlaif_pipelines.training.labels import Labels, split_by_prompt
+from rlaif_pipelines.training.data import split_by_prompt
+from rlaif_pipelines.training.labels import Labels
 from rlaif_pipelines.training.model import Base
 from rlaif_pipelines.training.pairs import EncodedPair, encode_pairs
 from rlaif_pipelines.training.tokens import ChatEncoder

@@ -14,6 +14,7 @@ from rlaif.runtime.artifacts import atomic_write_folder
 from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.config.reward import RewardTraining
 from rlaif_pipelines.training.engine import TrainingEngine
+from rlaif_pipelines.training.fitting import Schedule
 from rlaif_pipelines.training.labels import label_inputs, read_labels
 from rlaif_pipelines.training.losses import principle_loss, soft_bradley_terry_loss
 from rlaif_pipelines.training.metrics import MetricsLog
@@ -27,7 +28,7 @@ from rlaif_pipelines.training.model import (
 )
 from rlaif_pipelines.training.packing import Layout, Rows, layout_for
 from rlaif_pipelines.training.pair_data import PairData, bootstrap, label_card, prepare_pairs, quality_card
-from rlaif_pipelines.training.pair_loop import MeasuredLoss, PairSchedule, fit_pairs
+from rlaif_pipelines.training.pair_loop import MeasuredLoss, fit_pairs
 from rlaif_pipelines.training.pair_quality import pair_quality, quality_by_slice
 from rlaif_pipelines.training.pairs import EncodedPair, measure_pairs, pair_values, targets_of
 from rlaif_pipelines.training.record import identity_of, write_record
@@ -77,8 +78,8 @@ def _train_member(
 ) -> tuple[TrainingEngine, Layout]:
     seed = settings.seed + number
     train = bootstrap(data.train, seed=seed) if settings.bootstrap else data.train
-    schedule = PairSchedule(
-        num_pairs=len(train), batch_pairs=settings.batch_pairs, num_epochs=settings.num_epochs, seed=seed
+    schedule = Schedule(
+        num_examples=len(train), batch_examples=settings.batch_pairs, num_epochs=settings.num_epochs, seed=seed
     )
     model = new_reward_model(
         base,

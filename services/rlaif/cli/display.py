@@ -30,7 +30,7 @@ _SERIES: Final = {
     "held_out": ("held-out score", "second opinion on prompts set apart, guarding"),
     "kl": ("KL", "nats a sequence from the start"),
 }
-_LOSS: Final = {"loss": ("loss", "of the labels; there is no reward here")}
+_LOSS: Final = {"loss": ("loss", "nothing here has a reward")}
 _LINES_EVERY_STEPS: Final = 10
 
 

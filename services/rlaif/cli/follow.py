@@ -13,6 +13,7 @@ from rlaif.cli.memory import PeakMemory
 from rlaif.cli.processes import Child, ProcessFamily, death_of, last_words
 from rlaif.cli.progress import JsonTail, RunProgress
 from rlaif.core.errors import InvalidInputError, RlaifError
+from rlaif_pipelines.context import kind_of_training
 
 PIPELINE_MODULE: Final = "rlaif.cli.pipeline"
 _REFRESH_SECONDS: Final = 0.25
@@ -89,7 +90,7 @@ class _Follower:
         """Lines that training has written since, under the names of the pipeline's stages."""
         for number, tail in self._metrics.items():
             for row in tail.read():
-                kind = "reward_model" if str(row.get("stage", "")).startswith("reward") else "train"
+                kind = kind_of_training(row)
                 yield row | {"stage": kind if number == 1 else f"{kind}-{number}"}
 
 

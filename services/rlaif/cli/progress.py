@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from rlaif_pipelines.settings import ConstitutionalStage
+
 _BARS: Final = "▁▂▃▄▅▆▇█"
 
 
@@ -129,9 +131,15 @@ class RunProgress:
         return values[-1] if values else None
 
 
-def planned_stages(*, rounds: int, trains_reward_model: bool) -> list[str]:
+def planned_stages(
+    *, rounds: int, trains_reward_model: bool, constitutional: ConstitutionalStage = "none"
+) -> list[str]:
     """Stages of a run in the order in which they happen; later rounds are numbered."""
     names = ["prepare", "prompts", "baseline"]
+    if constitutional != "none":
+        names += ["revise", "revision_gate", "sft"]
+    if constitutional == "only":
+        return [*names, "evaluate", "report"]
     for number in range(1, rounds + 1):
         each = ["sample", "judge", "gate", *(["reward_model"] if trains_reward_model else []), "train", "evaluate"]
         names += each if number == 1 else [f"{name}-{number}" for name in each]

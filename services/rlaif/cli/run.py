@@ -70,8 +70,17 @@ def run(
         ),
     ] = None,
     algorithm: Annotated[
-        Literal["grpo", "dpo"] | None, typer.Option(help="How the policy learns.", rich_help_panel=_HOW)
+        Literal["grpo", "dpo", "sft"] | None,
+        typer.Option(help="How the policy learns; sft is the constitutional stage alone.", rich_help_panel=_HOW),
     ] = None,
+    constitutional: Annotated[
+        bool,
+        typer.Option(
+            "--constitutional",
+            help="First let the judge criticise and revise replies of the policy, and fine-tune it on them.",
+            rich_help_panel=_HOW,
+        ),
+    ] = False,
     rounds: Annotated[
         int | None,
         typer.Option(min=1, max=16, metavar="N", help="Times to sample, judge, gate, train.", rich_help_panel=_HOW),
@@ -152,6 +161,7 @@ def run(
         "human_labels": {"path": human_labels} if human_labels else None,
         "reward": reward,
         "algorithm": algorithm,
+        "constitutional": {"enabled": True} if constitutional else None,
         "rounds": rounds,
         "seed": seed,
         "out": out,

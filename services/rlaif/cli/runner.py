@@ -69,7 +69,13 @@ def _run_locked(checked: CheckedRun, *, options: RunOptions, continued: bool) ->
     environment = child_environment(os.environ, num_threads=num_threads, offline=checked.offline)
     stack = _stack_settings(checked, num_threads=num_threads, engine=options.engine)
     console, memory, started = Console(), PeakMemory(), time.time()
-    progress = RunProgress.of(planned_stages(rounds=settings.rounds, trains_reward_model=settings.trains_reward_model))
+    progress = RunProgress.of(
+        planned_stages(
+            rounds=settings.rounds,
+            trains_reward_model=settings.trains_reward_model,
+            constitutional=settings.constitutional_stage,
+        )
+    )
     create_run(settings, ServiceAddresses())
     _keep_constitution(settings)
     try:
@@ -152,9 +158,17 @@ def _addresses(found: Mapping[str, Announcement], checked: CheckedRun) -> Servic
 
 def _title(settings: RunSettings, *, continued: bool) -> str:
     world = "playground" if settings.playground else str(settings.prompts)
-    route = {"judge": "GRPO on the judge's score", "model": "GRPO on a reward model", "dpo": "DPO on the labels"}
+    routes = {
+        "judge": "GRPO on the judge's score",
+        "model": "GRPO on a reward model",
+        "dpo": "DPO on the labels",
+        "sft": "constitutional stage",
+    }
+    route = routes[settings.route]
+    if settings.constitutional_stage == "first":
+        route = f"constitutional stage, then {route}"
     verb = "continuing" if continued else "rlaif run"
-    return f"{verb} · {world} · {route[settings.route]} · seed {settings.seed} · {settings.out}"
+    return f"{verb} · {world} · {route} · seed {settings.seed} · {settings.out}"
 
 
 def _record_attempt(

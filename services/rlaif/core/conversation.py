@@ -27,6 +27,11 @@ Conversation = tuple[Message, ...]
 
 def parse_conversation(turns: Sequence[Mapping[str, Any]], *, field: str = "messages") -> Conversation:
     """Turns as JSON objects `{"role": …, "content": …}` into a checked conversation."""
+    return check_conversation(parse_turns(turns, field=field), field=field)
+
+
+def parse_turns(turns: Sequence[Mapping[str, Any]], *, field: str = "messages") -> Conversation:
+    """Turns as JSON objects, each checked by itself, not whether they follow each other rightly."""
     messages = []
     for index, turn in enumerate(turns):
         role, content = turn.get("role"), turn.get("content")
@@ -35,7 +40,7 @@ def parse_conversation(turns: Sequence[Mapping[str, Any]], *, field: str = "mess
         if not isinstance(content, str):
             raise InvalidInputError("content must be text", field=f"{field}[{index}].content")
         messages.append(Message(role=cast(Role, role), content=content))
-    return check_conversation(messages, field=field)
+    return tuple(messages)
 
 
 def check_conversation(messages: Sequence[Message], *, field: str = "messages") -> Conversation:

@@ -8,8 +8,14 @@ from rlaif_pipelines.training.config.common import TrainingSettings
 from rlaif_pipelines.training.config.dpo import DpoTraining
 from rlaif_pipelines.training.config.reward import RewardTraining
 from rlaif_pipelines.training.config.rl import RlTraining
+from rlaif_pipelines.training.config.sft import SftTraining
 
-Verb = Literal["reward", "dpo", "rl"]
+Verb = Literal["sft", "reward", "dpo", "rl"]
 
-SETTINGS: dict[str, type[TrainingSettings]] = {"reward": RewardTraining, "dpo": DpoTraining, "rl": RlTraining}
+SETTINGS: dict[str, type[TrainingSettings]] = {
+    "sft": SftTraining,
+    "reward": RewardTraining,
+    "dpo": DpoTraining,
+    "rl": RlTraining,
+}
 """The model of each verb."""
