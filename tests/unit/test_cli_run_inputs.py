@@ -17,6 +17,7 @@ from rlaif.cli.plan import with_changes
 from rlaif.core.errors import InvalidInputError, SettingsError
 
 CONSTITUTION = "id: mine\nversion: 1\nprinciples:\n  - id: kind\n    text: Be kind.\n"
+VOTE = '{"prompt": "question %d?", "first": "yes", "second": "no", "preference": "first"}'
 PROMPTS = "".join(json.dumps({"prompt": f"question {number}?"}) + "\n" for number in range(40))
 
 
@@ -83,6 +84,12 @@ CASES: dict[str, tuple[Callable[[Path], None] | None, dict[str, str], list[str]]
     "model without weights": (remove("model/model.safetensors"), {}, ["--policy", "no weights"]),
     "model folder missing": (None, {"judge": "./nowhere"}, ["--judge", "./nowhere", "no such folder"]),
     "evaluator is the judge": (None, {"evaluator": "model"}, ["evaluator", "no evidence"]),
+    "people's labels missing": (None, {"human-labels": "people.jsonl"}, ["people.jsonl", "No such file"]),
+    "people's labels one-sided": (
+        write("people.jsonl", "".join(f"{VOTE % number}\n" for number in range(16))),
+        {"human-labels": "people.jsonl"},
+        ["people.jsonl", "all 16 decided labels prefer the first response"],
+    ),
     "judge not given for own prompts": (None, {"judge": ""}, ["--judge"]),
     "unknown setting": (None, {"set": "rl.stepz=3"}, ["rl.stepz"]),
     "setting out of range": (None, {"set": "rl.steps=0"}, ["rl.steps"]),

@@ -20,10 +20,11 @@ from rlaif_pipelines.stages import prompt_length, runner
 from rlaif_pipelines.stages.baseline import baseline
 from rlaif_pipelines.stages.evaluate import evaluate
 from rlaif_pipelines.stages.gate import gate
-from rlaif_pipelines.stages.judge import choose_pairs, judge
+from rlaif_pipelines.stages.judge import choose_pairs, judge, training_labels
 from rlaif_pipelines.stages.prepare import create_run
 from rlaif_pipelines.stages.prompts import prompts
 from rlaif_pipelines.stages.sample import choose_prompts, sample
+from rlaif_pipelines.training.config.dpo import DpoTraining
 
 SMALL = {
     "sampling": {"num_prompts": 40, "num_completions": 4, "pairs_per_prompt": 3, "prompts_per_request": 16},
@@ -312,3 +313,24 @@ def test_a_failed_stage_says_why_in_one_sentence_with_its_exit_code(tmp_path: Pa
     assert "\n" not in event["message"]
     assert runner.exit_code(InvalidInputError("bad")) == 2
     assert runner.exit_code(KeyboardInterrupt()) == 130
+
+
+def test_people_s_labels_are_trained_on_beside_the_judge_s(tmp_path: Path, services: Services) -> None:
+    people = tmp_path / "people.jsonl"
+    people.write_text('{"prompt": "Why?", "first": "a", "second": "b", "preference": "first"}\n')
+    given: dict[str, Any] = {"alone": None, "mixed": {"path": people, "weight": 5.0}, "lighter": {"path": people}}
+    digests = []
+    for name, human_labels in given.items():
+        context = make_run(tmp_path / name, human_labels=human_labels)
+        sample(context)
+        judge(context)
+        files, identity = training_labels(context, round_number=1)
+        digests.append(identity)
+        if name == "mixed":
+            read = DpoTraining.model_validate({"out": tmp_path, "policy": "p", "labels": files}).labels
+            assert [(file.path.name, file.weight, file.source) for file in read] == [
+                ("labels.jsonl", 1.0, "ai"),
+                ("people.jsonl", 5.0, "human"),
+            ]
+    assert len({json.dumps(identity, sort_keys=True) for identity in digests}) == 3
+    assert len({identity["labels"] for identity in digests}) == 1
