@@ -170,12 +170,15 @@ def test_a_step_done_again_after_a_restart_counts_once(tmp_path: Path) -> None:
 
 def test_a_run_without_a_reward_shows_its_loss(tmp_path: Path) -> None:
     root = write_run(tmp_path / "run", settings={"algorithm": "dpo"})
-    rows = [{"stage": "dpo", "step": step, "num_steps": 3, "loss": 0.7 - step / 10} for step in (1, 2, 3)]
+    rows = [
+        {"stage": "dpo", "step": step, "num_steps": 3, "loss": 0.7 - step / 10, "accuracy": step / 4}
+        for step in (1, 2, 3)
+    ]
     (root / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     _, page = report_of(root)
     assert "DPO on the labels" in page
     assert "DPO has no reward" in page
-    assert page.count("<polyline") == 1
+    assert page.count("<polyline") == 2
 
 
 def test_the_constitutional_stage_tells_what_became_of_the_replies(tmp_path: Path) -> None:

@@ -44,7 +44,11 @@ _CONSTANT_IS_NO_NEWS: Final = (
     "kl_beta",
 )
 _TOGETHER: Final = (("reward", "proxy", "first"), ("held_out", "held-out", "third"), ("gold", "gold", "second"))
-_LOSS_CHART: Final = (("loss", "Loss", "of the preferences; DPO has no reward", "first"),)
+_LOSS_CHART: Final = (
+    ("loss", "Loss", "of the preferences; DPO has no reward", "first"),
+    ("accuracy", "Accuracy", "share of a step's pairs whose preferred reply has the higher implicit reward", "second"),
+    ("margin", "Margin", "mean lead of the preferred replies' implicit reward", "third"),
+)
 _SFT_CHART: Final = (("loss", "Loss", "nats a token of the revised replies", "first"),)
 _POLICIES: Final = {"sft": "fine-tuned policy", "train": "trained policy"}
 _MAX_EXAMPLES_PER_CATEGORY: Final = 4
