@@ -20,7 +20,9 @@ _ROUTES: Final = {
     ("sft", "judge"): "fine-tuning on replies of its own, revised",
     ("sft", "model"): "fine-tuning on replies of its own, revised",
 }
-_CHARTS: Final = (
+_Chart = tuple[str, str, str, str]
+"""Key of a step's line, title, meaning, style."""
+_CHARTS: Final[Sequence[_Chart]] = (
     ("reward", "Reward (proxy)", "what the policy is trained on", "first"),
     ("gold", "Gold", "independent rules; logged only, never trained on", "second"),
     ("held_out", "Held-out score", "second opinion on prompts set apart; guards, never trained on", "third"),
@@ -44,12 +46,12 @@ _CONSTANT_IS_NO_NEWS: Final = (
     "kl_beta",
 )
 _TOGETHER: Final = (("reward", "proxy", "first"), ("held_out", "held-out", "third"), ("gold", "gold", "second"))
-_LOSS_CHART: Final = (
+_LOSS_CHART: Final[Sequence[_Chart]] = (
     ("loss", "Loss", "of the preferences; DPO has no reward", "first"),
     ("accuracy", "Accuracy", "share of a step's pairs whose preferred reply has the higher implicit reward", "second"),
     ("margin", "Margin", "mean lead of the preferred replies' implicit reward", "third"),
 )
-_SFT_CHART: Final = (("loss", "Loss", "nats a token of the revised replies", "first"),)
+_SFT_CHART: Final[Sequence[_Chart]] = (("loss", "Loss", "nats a token of the revised replies", "first"),)
 _POLICIES: Final = {"sft": "fine-tuned policy", "train": "trained policy"}
 _MAX_EXAMPLES_PER_CATEGORY: Final = 4
 _NO_BREAK: Final = "\u00a0"
