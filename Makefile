@@ -26,7 +26,7 @@ VLLM_TESTS := tests/unit/test_engine_conformance.py tests/unit/test_engine_loadi
 VLLM_RUNS := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && grep -qsw avx512f /proc/cpuinfo && echo yes)
 PROTOS := $(wildcard proto/rlaif/v1/*.proto)
 
-.PHONY: help install install-dev install-vllm run test test-fast test-slow test-vllm lint format proto proto-check bench bench-loop bench-judge bench-engines playground clean
+.PHONY: help install install-dev install-vllm run test test-fast test-slow test-vllm lint format proto proto-check bench bench-loop bench-judge bench-engines bench-train playground clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -98,7 +98,7 @@ proto-check: $(DEV_STAMP)  ## Fail when the committed stubs are not what proto/ 
 	diff -r -x __init__.py -x __pycache__ build/proto/rlaif/v1 services/rlaif/v1 || \
 	  { echo "services/rlaif/v1 differs from proto/: run make proto"; exit 1; }
 
-bench: bench-judge bench-engines bench-loop  ## All benchmarks
+bench: bench-judge bench-engines bench-train bench-loop  ## All benchmarks
 
 bench-loop: $(DEV_STAMP)  ## The whole loop, 3 seeds a route: win rate, harm, over-refusal, seconds
 	$(BIN)/python tests/bench/loop.py $(ARGS)
@@ -109,6 +109,9 @@ bench-judge: $(DEV_STAMP)  ## The judge against its own engine, a plain loop and
 bench-engines: $(DEV_STAMP) $(if $(VLLM_RUNS),$(VLLM_STAMP))  ## Engines, sampler and reward service against their raw limits
 	$(BIN)/python tests/bench/engines.py $(ARGS)
 	$(if $(VLLM_RUNS),$(VLLM_BIN)/python tests/bench/engines.py --engine vllm $(ARGS),@echo "the engine on vLLM is not measured here")
+
+bench-train: $(DEV_STAMP)  ## Steps of a reward model, DPO and GRPO against TRL's trainers: samples a second, peak memory
+	$(BIN)/python tests/bench/train.py $(ARGS)
 
 playground: $(RUN_STAMP)  ## Rebuild the playground's models from nothing into build/playground
 	$(BIN)/rlaif playground build --out build/playground $(ARGS)

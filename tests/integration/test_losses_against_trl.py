@@ -18,7 +18,6 @@ from model_fixtures import model_folder as model_folder
 from model_fixtures import other_model_folder as other_model_folder
 from rlaif_pipelines.training import losses
 from rlaif_pipelines.training.config.rl import Aggregation
-from rlaif_pipelines.training.data import pad
 from rlaif_pipelines.training.model import PolicyLogprobs, RewardScores
 from rlaif_pipelines.training.packing import Layout, Rows, Tree
 
@@ -272,6 +271,12 @@ def test_policies_are_run_as_trl_runs_them(dpo_trainer: Any) -> None:
         beta=0.1,
     )
     check_parameters(model, ours=ours, theirs=theirs)
+
+
+def pad(sequences: list[list[int]], *, pad_id: int) -> tuple[Tensor, Tensor]:
+    """(ids_BT, mask_BT), padded on the right."""
+    rows = Layout(pad_id=pad_id, shares_prefixes=False).rows([Tree((), [ids]) for ids in sequences])
+    return rows.ids_BT, rows.mask
 
 
 def cpo_batch(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:

@@ -49,33 +49,3 @@ def test_what_a_step_draws_depends_on_the_seed_and_the_step_alone(tmp_path: Path
     assert data.StratifiedPrompts(prompts, seed=1).draw(5, num_prompts=5) != walk[5]
     assert data.sampling_seed(0, step=5) == data.sampling_seed(0, step=5) != data.sampling_seed(0, step=6)
     assert 0 <= data.sampling_seed(7, step=2) < 2**63
-
-
-def test_micro_batches_hold_every_sequence_once_within_the_budget() -> None:
-    lengths = [5, 17, 33, 2, 16, 80, 31]
-    groups = data.plan_micro_batches(lengths, max_tokens=64)
-    assert sorted(position for group in groups for position in group) == list(range(7))
-    for group in groups:
-        padded = len(group) * max(data.padded_length(lengths[position]) for position in group)
-        assert padded <= 64 or len(group) == 1
-    assert groups[0] == [5]
-
-
-@pytest.mark.parametrize("num_processes", [2, 3, 4])
-def test_every_process_gets_as_many_micro_batches(num_processes: int) -> None:
-    groups = data.plan_micro_batches([10] * 9, max_tokens=64, num_processes=num_processes)
-    assert len(groups) % num_processes == 0
-    assert all(groups)
-    assert sorted(position for group in groups for position in group) == list(range(9))
-
-
-def test_fewer_sequences_than_processes_are_refused() -> None:
-    with pytest.raises(InvalidInputError, match="1 sequences cannot be spread over 2 processes"):
-        data.plan_micro_batches([10], max_tokens=64, num_processes=2)
-
-
-def test_padding_is_on_the_right_and_masked() -> None:
-    ids, mask = data.pad([[7, 8], [9]], pad_id=0)
-    assert ids.shape == (2, data.LENGTH_STEP)
-    assert ids[:, :3].tolist() == [[7, 8, 0], [9, 0, 0]]
-    assert mask.sum(dim=1).tolist() == [2, 1]

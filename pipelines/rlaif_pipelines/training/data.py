@@ -1,7 +1,4 @@
-"""From files of JSON lines to token batches. Every order is a pure function of (seed, position).
-
-Shape legend: B sequences; T tokens.
-"""
+"""From files of JSON lines to what a step trains on. Every order is a pure function of (seed, position)."""
 
 from __future__ import annotations
 
@@ -14,16 +11,10 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rlaif.core.conversation import Conversation, parse_conversation
 from rlaif.core.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-LENGTH_STEP = 16
-"""Sequences are padded to a multiple of this: matrix libraries compile a kernel for every new shape."""
 
 
 @dataclass(frozen=True)
@@ -128,47 +119,6 @@ class StratifiedPrompts:
 def sampling_seed(seed: int, *, step: int) -> int:
     """Seed of a step's rollouts, 63 bits."""
     return int.from_bytes(hashlib.sha256(f"sample:{seed}:{step}".encode()).digest()[:8]) >> 1
-
-
-def plan_micro_batches(lengths: Sequence[int], *, max_tokens: int, num_processes: int = 1) -> list[list[int]]:
-    """Positions grouped so that each group, padded, holds at most `max_tokens`; longest first: that pads little.
-
-    The number of groups is a multiple of `num_processes`: group i belongs to process i mod num_processes, and all
-    processes run the same number of passes, which collective operations need.
-    """
-    if len(lengths) < num_processes:
-        raise InvalidInputError(f"{len(lengths)} sequences cannot be spread over {num_processes} processes")
-    order = sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
-    groups: list[list[int]] = []
-    width = 0
-    for position in order:
-        if not groups or (len(groups[-1]) + 1) * width > max_tokens:
-            groups.append([])
-            width = padded_length(lengths[position])
-        groups[-1].append(position)
-    while len(groups) % num_processes:
-        largest = max(range(len(groups)), key=lambda index: len(groups[index]))
-        group = groups.pop(largest)
-        groups[largest:largest] = [group[::2], group[1::2]]
-    return groups
-
-
-def padded_length(length: int) -> int:
-    """The length a sequence is padded to."""
-    return -(-length // LENGTH_STEP) * LENGTH_STEP
-
-
-def pad(sequences: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, Tensor]:
-    """(ids_BT, mask_BT), padded on the right; the mask is True on tokens."""
-    import torch
-
-    width = padded_length(max(len(sequence) for sequence in sequences))
-    ids_BT = torch.full((len(sequences), width), pad_id, dtype=torch.long)
-    mask_BT = torch.zeros((len(sequences), width), dtype=torch.bool)
-    for row, sequence in enumerate(sequences):
-        ids_BT[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-        mask_BT[row, : len(sequence)] = True
-    return ids_BT, mask_BT
 
 
 def read_lines(path: Path, *, field: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from rlaif.core.errors import InvalidInputError
-from rlaif_pipelines.training.data import padded_length
+
+LENGTH_STEP = 16
+"""Rows are padded to a multiple of this: matrix libraries compile a kernel for every new shape."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -173,6 +175,11 @@ class Layout:
 
     def _taken(self, piece: _Piece, *, width: int) -> int:
         return piece.num_tokens if self.shares_prefixes else width
+
+
+def padded_length(length: int) -> int:
+    """The length a row of so many tokens is padded to."""
+    return -(-length // LENGTH_STEP) * LENGTH_STEP
 
 
 class _Drawing:
