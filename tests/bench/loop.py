@@ -23,7 +23,7 @@ ROUTES = {
     "no_kl": ["--algorithm", "grpo", "--reward", "model", "--set", "rl.kl_beta=0", "--set", "rl.steps=80"],
     "constitutional": ["--algorithm", "sft"],
 }
-DEFAULT_ROUTES = ("direct", "reward_model", "dpo")
+DEFAULT_ROUTES = ("direct", "reward_model", "dpo", "constitutional")
 STOPPED = 3
 FIGURES = {
     "win_rate": "ratio",
@@ -83,7 +83,8 @@ def run(folder: Path, *, route: str, seed: int) -> dict[str, float | None]:
         if code not in (0, STOPPED):
             sys.exit(f"{' '.join(command)} ended with {code}")
         timing.write_text(f"{time.monotonic() - start:.1f}")
-    training = json.loads((folder / "stages" / "train" / "done.json").read_text())["values"]["results"]
+    stage = "sft" if route == "constitutional" else "train"
+    training = json.loads((folder / "stages" / stage / "done.json").read_text())["values"]["results"]
     return read(json.loads(report.read_text()), training, float(timing.read_text()))
 
 
