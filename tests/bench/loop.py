@@ -19,9 +19,15 @@ ROUTES = {
     "direct": ["--algorithm", "grpo", "--reward", "judge"],
     "reward_model": ["--algorithm", "grpo", "--reward", "model"],
     "dpo": ["--algorithm", "dpo"],
-    # A reward model without a KL is fooled: a guard must see it, and the run must end with the best version before.
-    "no_kl": ["--algorithm", "grpo", "--reward", "model", "--set", "rl.kl_beta=0", "--set", "rl.steps=80"],
-    "constitutional": ["--algorithm", "sft"],
+    # A small reward model, no KL, a high rate: it is fooled, a guard must see it, and the best version before is left.
+    "no_kl": [
+        "--reward=model",
+        "--num-prompts=160",
+        "--set=sampling.pairs_per_prompt=4",
+        "--set=reward_model.epochs=2",
+        "--set=rl.kl_beta=0",
+        "--set=rl.learning_rate=1e-3",
+    ],
 }
 DEFAULT_ROUTES = ("direct", "reward_model", "dpo", "constitutional")
 STOPPED = 3

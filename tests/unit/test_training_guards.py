@@ -92,6 +92,24 @@ def measure(
     ]
 
 
+# Seed 1 of `make bench-loop ARGS="--routes no_kl"`: gold fell from -0.02 at step 6 to -0.74 at step 11.
+FOOLED = {
+    "reward": [-0.001, 0.014, 0.038, 0.064, 0.116, 0.178, 0.207, 0.284, 0.34, 0.366, 0.434],
+    "kl": [0.0, 0.02, 0.08, 0.13, 0.39, 0.57, 1.25, 2.53, 4.15, 4.89, 7.64],
+    "completion_tokens": [21.9, 19.6, 19.1, 19.9, 18.3, 16.6, 15.8, 16.0, 15.9, 16.5, 16.5],
+    "entropy": [0.425, 0.453, 0.442, 0.415, 0.439, 0.439, 0.462, 0.495, 0.492, 0.496, 0.513],
+    "repetition": [0.002, 0.002, 0.002, 0.002, 0.0, 0.002, 0.001, 0.001, 0.0, 0.002, 0.005],
+}  # fmt: skip
+
+
+def test_a_recorded_run_that_fooled_its_reward_model_is_stopped() -> None:
+    steps = [dict(zip(FOOLED, values, strict=True)) for values in zip(*FOOLED.values(), strict=True)]
+    (found,) = fire(steps)
+    assert (found.guard, found.step) == ("kl", 11)
+    # Longer windows, for noisier figures, see it as well, and nothing else fires on what is no drift.
+    assert fire(steps, kl={"limit": 4.0, "window": 3})[0].step == 11
+
+
 RISING = [0.1 * step for step in range(1, 10)]
 HACKED = [0.3, 0.5, 0.44, 0.44, 0.38]
 

@@ -50,7 +50,7 @@ class KlGuard(Guard):
 class HeldOutGuard(Guard):
     """The reward rises while a score that is not trained on falls. Needs `watch`."""
 
-    limit: Positive | None = 2.0
+    limit: Positive | None = 3.0
     """Fall of the held-out score from its best, in standard errors of the paired difference; null is off."""
     window: int = Field(default=2, ge=1)
     """Measurements in a row that must have fallen so far."""
