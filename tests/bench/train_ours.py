@@ -88,7 +88,7 @@ def rl_values(workload: Workload, *, sampler: str) -> dict[str, Any]:
         "group_size": workload.group_size,
         "max_tokens": workload.max_tokens,
         "kl_beta": workload.kl_beta,
-        "max_kl": None,
+        "guards": {name: {"limit": None} for name in ("kl", "held_out", "length", "entropy", "repetition")},
     }
 
 
