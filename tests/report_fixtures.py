@@ -171,6 +171,8 @@ def _step(number: int) -> dict[str, Any]:
         "held_out": 0.1 * number**0.5 if number % 5 == 1 else None,
         "repetition": 0.01 + number / 1000,
         "learning_rate": 4e-4,
+        "reward_components": {"judge": 6.2, "length_penalty": -0.1 * number},
+        "dropped": {"ABSTAINED": number % 3, "groups_below_quorum": 1},
         "kl": 2.4 * (1 - math.exp(-number / 20)),
         "entropy": 1.4 - number / 80,
         "completion_tokens": 20 - number / 8,

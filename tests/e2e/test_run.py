@@ -18,6 +18,7 @@ import pytest
 
 from rlaif.cli import guard
 from rlaif.cli.processes import is_running
+from rlaif.runtime.artifacts import folder_digest
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +117,26 @@ def test_a_run_ends_with_a_report_its_figures_and_nothing_running(finished: tupl
     assert left_running(root) == []
     assert not any(map(is_running, announced_pids(root)))
     assert num_labels(root) > 0
+
+
+def test_a_run_without_a_kl_is_stopped_by_a_guard_goes_back_and_says_so(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    hacked = ["--steps=20", "--set=rl.kl_beta=0", "--set=rl.learning_rate=5e-3", "--set=rl.watch_every=2"]
+    code, out, err = run(root, "--reward=model", *hacked, "--set=rl.guards.kl.limit=3")
+    assert code == 3, err + out
+    values = json.loads((root / "stages" / "train" / "done.json").read_text())["values"]
+    results = values["results"]
+    back = results["rolled_back"]
+    assert results["guard"]["guard"] in ("kl", "held_out", "entropy", "repetition", "length")
+    assert back["num_steps"] < results["num_steps"] < back["version"] == values["version"]
+    assert values["digest"] == folder_digest(Path(values["uri"])) == values["members"][0]["digest"]
+    evaluation = json.loads((root / "stages" / "evaluate" / "evaluation.json").read_text())
+    assert evaluation["version"] == back["version"]
+    assert f"went back to the weights after step {back['num_steps']}" in " ".join(
+        json.loads((root / "report.json").read_text())["verdict_reasons"]
+    )
+    assert results["guard"]["sentence"] in (root / "report.html").read_text()
+    assert results["guard"]["sentence"] in out
 
 
 def test_the_same_command_again_repeats_nothing(finished: tuple[Path, str]) -> None:

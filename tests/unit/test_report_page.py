@@ -284,6 +284,10 @@ def test_proxy_held_out_score_and_gold_are_shown_together(tmp_path: Path) -> Non
     # A figure that never changes is no news.
     assert "Learning rate over training steps" not in page
     assert "Repetition over training steps" in page
+    assert "Dropped over training steps" in page
+    (components,) = re.findall(r"<svg[^>]*Rewards by component.*?</svg>", page)
+    assert "judge" in components
+    assert "length_penalty" in components
 
 
 def test_a_line_goes_through_its_points_and_a_far_guard_is_not_drawn() -> None:

@@ -36,6 +36,8 @@ _CHARTS: Final[Sequence[_Chart]] = (
     ("learning_rate", "Learning rate", "", "fifth"),
     ("kl_beta", "KL weight", "", "sixth"),
     ("grad_norm", "Gradient norm", "before clipping", "first"),
+    ("num_dropped", "Dropped", "replies without a reward, and groups left out", "second"),
+    ("staleness", "Staleness", "steps that replies trail the weights by", "third"),
 )
 _CONSTANT_IS_NO_NEWS: Final = (
     "repetition",
@@ -44,7 +46,10 @@ _CONSTANT_IS_NO_NEWS: Final = (
     "cut_off_fraction",
     "learning_rate",
     "kl_beta",
+    "num_dropped",
+    "staleness",
 )
+_STYLES: Final = ("first", "second", "third", "fourth", "fifth", "sixth")
 _TOGETHER: Final = (("reward", "proxy", "first"), ("held_out", "held-out", "third"), ("gold", "gold", "second"))
 _LOSS_CHART: Final[Sequence[_Chart]] = (
     ("loss", "Loss", "of the preferences; DPO has no reward", "first"),
@@ -157,13 +162,14 @@ def _categories(facts: RunFacts) -> list[dict[str, Any]]:
 def _charts(facts: RunFacts) -> Iterator[dict[str, Any]]:
     guards = (facts.settings.get("rl") or {}).get("guards") or {}
     max_kl = (guards.get("kl") or {}).get("limit")
-    rows = [row for row in facts.metrics if row["kind"] == "train"]
+    rows: list[Mapping[str, Any]] = [{**row, **_counted(row)} for row in facts.metrics if row["kind"] == "train"]
     shown = _CHARTS if any("reward" in row for row in rows) else _LOSS_CHART
     if not rows:
         rows, shown = [row for row in facts.metrics if row["kind"] == "sft"], _SFT_CHART
     place = _axis(rows)
     marks = list(_marks(rows, place))
     yield from _together(rows, place, marks)
+    yield from _components(rows, place, marks)
     for key, title, meaning, style in shown:
         points = _points(rows, key, place)
         if len(points) < 2 or (key in _CONSTANT_IS_NO_NEWS and len({y for _, y in points}) == 1):
@@ -221,6 +227,29 @@ def _together(
             "last": "1",
             "plot": line_chart(series, title="Proxy, held-out score and gold over steps", x_label="step", marks=marks),
         }
+
+
+def _components(
+    rows: Sequence[Mapping[str, Any]], place: Callable[[int, int], float], marks: Sequence[Mark]
+) -> Iterator[dict[str, Any]]:
+    """The reward's components, where it has several."""
+    names = sorted({name for row in rows for name in row.get("reward_components") or {}})[: len(_STYLES)]
+    series = [
+        Series(name, _points([{**row, **(row.get("reward_components") or {})} for row in rows], name, place), style)
+        for name, style in zip(names, _STYLES, strict=False)
+    ]
+    if len(series) > 1:
+        yield {
+            "title": "Rewards by component",
+            "meaning": "unweighted means",
+            "first": "",
+            "last": "",
+            "plot": line_chart(series, title="Rewards by component over steps", x_label="step", marks=marks),
+        }
+
+
+def _counted(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"num_dropped": sum(row["dropped"].values())} if row.get("dropped") else {}
 
 
 def _marks(rows: Sequence[Mapping[str, Any]], place: Callable[[int, int], float]) -> Iterator[Mark]:
