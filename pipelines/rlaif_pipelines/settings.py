@@ -180,6 +180,12 @@ class RlSettings(SettingsModel):
     """Where that penalty stands."""
     kl_target: PositiveFloat | None = None
     """KL of a sequence, nats, towards which the weight adapts; null leaves it constant."""
+    kl_gain: PositiveFloat = 0.1
+    """How fast it adapts: a batch changes it by at most a fifth of this."""
+    clip_low: PositiveFloat = 0.2
+    """Lower clip range of the ratio."""
+    clip_high: PositiveFloat = 0.28
+    """Upper clip range of the ratio."""
     watch_every: Count = 5
     """Steps between measurements of the held-out score, by the reward that is not trained on."""
     watch_prompts: Annotated[int, Field(ge=0)] = 48

@@ -47,6 +47,17 @@ def test_sizes_follow_the_inputs_and_what_is_given_wins() -> None:
     assert theirs.rl.learning_rate < ours.rl.learning_rate
 
 
+def test_a_guard_s_limit_changes_alone() -> None:
+    settings = make_settings({"rl": {"guards": {"length": {"limit": 3.0}, "entropy": {"limit": None}}}})
+    guards = settings.rl.guards
+    assert (guards.length.limit, guards.length.window, guards.entropy.limit) == (3.0, 5, None)
+    assert guards.kl == make_settings({}).rl.guards.kl
+    theirs = make_settings({"prompts": "my.jsonl", "policy": "a/b", "judge": "c/d"}).rl.guards
+    assert theirs.kl.limit is not None
+    assert guards.kl.limit is not None
+    assert theirs.kl.limit > guards.kl.limit
+
+
 def test_the_playground_judge_keeps_its_own_wording_on_other_prompts() -> None:
     settings = make_settings({"prompts": "my.jsonl", "policy": "playground", "judge": "playground"})
     assert (settings.judge_template, settings.constitution) == ("compact", "playground")

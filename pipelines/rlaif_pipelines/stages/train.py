@@ -101,6 +101,9 @@ def _verb(context: RunContext, start: PolicyVersion, *, round_number: int) -> tu
         # In a reward k1 gives the gradient of the KL itself; k3 is for losses.
         "kl_estimator": "k1" if settings.rl.kl_in == "reward" else "k3",
         "kl_target": settings.rl.kl_target,
+        "kl_gain": settings.rl.kl_gain,
+        "clip_low": settings.rl.clip_low,
+        "clip_high": settings.rl.clip_high,
         "watch_every": settings.rl.watch_every,
         "watch_prompts": settings.rl.watch_prompts,
         "guards": settings.rl.guards.model_dump(),
