@@ -224,6 +224,10 @@ def test_dpo_moves_the_policy_to_what_is_preferred_and_publishes_it(
     assert published is not None
     assert (published.version, published.digest) == (5 + results["num_steps"], results["digest"])
     assert published.digest == folder_digest(tmp_path / "job" / "model")
+    steps = [json.loads(line) for line in (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()]
+    assert (steps[0]["accuracy"], steps[0]["margin"]) == (0.5, 0.0), "before the first step it is its own reference"
+    assert steps[-1]["accuracy"] > 0.9
+    assert steps[-1]["margin"] > 0.0
 
 
 @pytest.mark.parametrize("loss", ["sigmoid_norm", "ipo", "hinge", "simpo"])

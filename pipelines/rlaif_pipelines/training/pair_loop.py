@@ -50,7 +50,10 @@ def fit_pairs(
         found = pair_loss(members)
         sides_P = torch.tensor([pair.preferred for pair in members], dtype=torch.float64, device=engine.device)
         leads_P = sides_P * found.margins_P
-        return Measured(found.loss, torch.stack([(leads_P > 0).sum(), leads_P.sum(), (sides_P != 0).sum()]))
+        decided_P = sides_P != 0
+        # No lead counts half: before the first step a policy is its own reference.
+        num_right = (0.5 * (leads_P[decided_P].sign() + 1.0)).sum()
+        return Measured(found.loss, torch.stack([num_right, leads_P.sum(), decided_P.sum()]))
 
     fit(
         engine,
