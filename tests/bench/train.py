@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,9 @@ class Contender:
         """Has it run one repetition."""
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        self._child.stdin.write("go\n")
-        self._child.stdin.flush()
+        with suppress(BrokenPipeError):
+            self._child.stdin.write("go\n")
+            self._child.stdin.flush()
         for line in self._child.stdout:
             told = parse_turn(line)
             if told is not None:

@@ -22,9 +22,9 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, Re
 from rlaif_pipelines.training.config.pairs import LabelFile
 from rlaif_pipelines.training.config.reward import RewardTraining
 from rlaif_pipelines.training.data import StratifiedPrompts, TrainingPrompt, read_prompts
+from rlaif_pipelines.training.fitting import Schedule
 from rlaif_pipelines.training.labels import LabelledPair, read_labels
 from rlaif_pipelines.training.model import new_reward_model, open_base
-from rlaif_pipelines.training.pair_loop import PairSchedule
 
 SEED = RewardTraining.model_fields["seed"].default
 
@@ -147,7 +147,7 @@ def pairs_in_our_order(workload: Workload) -> list[LabelledPair]:
     """The pairs of every step that ours trains on, those of one step by length."""
     pairs = read_labels([LabelFile(path=workload.labels)]).pairs
     assert len(pairs) == workload.total_steps * workload.batch_pairs, "none is left out"
-    schedule = PairSchedule(num_pairs=len(pairs), batch_pairs=workload.batch_pairs, num_epochs=1, seed=SEED)
+    schedule = Schedule(num_examples=len(pairs), batch_examples=workload.batch_pairs, num_epochs=1, seed=SEED)
     return [
         pair
         for step in range(schedule.num_steps)

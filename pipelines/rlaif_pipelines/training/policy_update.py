@@ -100,6 +100,8 @@ class PolicyUpdater:
         if len(samples) < processes.num_processes() * settings.updates_per_batch:
             return report
         parts = _split(groups, settings.updates_per_batch)
+        if min(map(len, parts)) < processes.num_processes():
+            return report
         old = [self._old_logprobs(part) for part in parts] if len(parts) > 1 else [None]
         sums, norms = torch.zeros(5, dtype=torch.float64), []
         for number, (part, old_of_part) in enumerate(zip(parts, old, strict=True)):
