@@ -18,6 +18,7 @@ SMALL = [
     "--set=constitutional.num_prompts=64",
     "--set=constitutional.rounds=1",
     "--set=constitutional.batch_size=16",
+    "--set=constitutional.epochs=6",
     "--set=gate.min_revisions=16",
     "--set=evaluation.num_harmful=60",
     "--set=evaluation.num_other=20",
