@@ -14,6 +14,7 @@ from rlaif.client.reward import RewardResult
 from rlaif.client.sampler import PolicyState, SampledBatch, SampledCompletion
 from rlaif.core.conversation import Conversation
 
+GUARDS_OFF: dict[str, Any] = {name: {"limit": None} for name in ("kl", "held_out", "length", "entropy", "repetition")}
 WORDS = ("water", "egg", "boil", "minutes", "hot", "reply", "rather", "not")
 
 

@@ -309,6 +309,11 @@ class RunSettings(SettingsModel):
                 f"evaluator {self.evaluator!r} is the judge that labels: an evaluation by the judge whose labels "
                 "trained the policy is no evidence; name another model, or none"
             )
+        if self.rounds > 1 and self.engine.lora is not None:
+            raise ValueError(
+                "rounds above 1 train all weights: an adapter of a later round would be of a base that no sampler "
+                "holds; set rounds to 1, or leave engine.lora out"
+            )
         if self.algorithm == "grpo" and self.reward == "model" and not self.reward_model.enabled:
             raise ValueError("reward 'model' needs reward_model.enabled")
         if self.algorithm == "sft" and self.rounds > 1:

@@ -170,6 +170,9 @@ def test_labels_are_cut_into_the_same_batches_and_gathered_for_the_run(tmp_path:
         "order_consistent",
         "votes",
         "weight",
+        "judge_digest",
+        "constitution",
+        "constitution_sha256",
     }
     assert result.values["judge_digests"] == ["a" * 64]
 

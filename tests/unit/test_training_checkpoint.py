@@ -13,6 +13,7 @@ from rlaif_pipelines.training.checkpoint import (
     latest_checkpoint,
     save_checkpoint,
 )
+from rlaif_pipelines.training.errors import DiskFullError, told_when_full
 from rlaif_pipelines.training.metrics import MetricsLog
 
 
@@ -42,12 +43,27 @@ def test_a_crash_while_writing_leaves_the_one_before(tmp_path: Path) -> None:
         (folder / "half").write_text("…")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskFullError, match="step-00000010 cannot be written: no space is left on the device"):
         save_checkpoint(tmp_path, step=10, write=crash, state={}, identity="a", keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
     found = latest_checkpoint(tmp_path, identity="a")
     assert found is not None
     assert found.step == 5
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (OSError(28, "No space left on device"), "no space is left on the device"),
+        (OSError(122, "Disk quota exceeded"), "the quota is used up"),
+        (RuntimeError("Error while serializing: I/O error: File too large (os error 27)"), "may not grow that large"),
+    ],
+)
+def test_a_full_disk_is_told_however_a_library_says_it(error: Exception, why: str, tmp_path: Path) -> None:
+    with pytest.raises(DiskFullError, match=f"{why}; make room and start again"), told_when_full(tmp_path):
+        raise error
+    with pytest.raises(PermissionError), told_when_full(tmp_path):
+        raise PermissionError(13, "Permission denied")
 
 
 def test_what_a_kill_leaves_is_never_loaded_and_later_overwritten(tmp_path: Path) -> None:

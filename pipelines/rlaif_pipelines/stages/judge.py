@@ -131,6 +131,9 @@ def label_row(pair: Pair, verdict: Verdict) -> dict[str, Any]:
             for vote in verdict.votes
         ],
         "weight": 0.0 if verdict.probability_first is None else 1.0,
+        "judge_digest": verdict.provenance.model_digest,
+        "constitution": verdict.provenance.constitution,
+        "constitution_sha256": verdict.provenance.constitution_sha256,
     }
 
 

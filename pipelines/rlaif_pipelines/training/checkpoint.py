@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlaif_pipelines.training.errors import told_when_full
+
 _MANIFEST = "checkpoint.json"
 _log = logging.getLogger(__name__)
 
@@ -39,21 +41,24 @@ def save_checkpoint(
     """Writes the checkpoint of a step and drops all but the newest `keep`.
 
     Every process calls it and `write`, which fills the folder it is given; process 0 makes it a checkpoint.
-    `identity` says of which training it is.
+    `identity` says of which training it is. DiskFullError when there is no room: the checkpoint before stays.
     """
     partial, folder = root / f".{_name(step)}.partial", root / _name(step)
     if is_first_process:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        with told_when_full(folder):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
     barrier()
     try:
-        write(partial)
-        barrier()
+        with told_when_full(folder):
+            write(partial)
+            barrier()
+            if is_first_process:
+                _seal(partial, step=step, state=state, identity=identity)
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+                _fsync(root)
         if is_first_process:
-            _seal(partial, step=step, state=state, identity=identity)
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-            _fsync(root)
             for old in _newest_first(root)[keep:]:
                 shutil.rmtree(old)
     except BaseException:

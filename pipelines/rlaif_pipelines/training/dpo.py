@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlaif.runtime.artifacts import atomic_write_folder
 from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.config.dpo import DpoTraining
 from rlaif_pipelines.training.engine import TrainingEngine
@@ -26,15 +25,15 @@ from rlaif_pipelines.training.losses import (
     simpo_loss,
     sum_by_sequence,
 )
-from rlaif_pipelines.training.metrics import MetricsLog
-from rlaif_pipelines.training.model import Base, PolicyLogprobs, load_policy, model_card, open_base, save_model
+from rlaif_pipelines.training.metrics import open_metrics
+from rlaif_pipelines.training.model import Base, PolicyLogprobs, load_policy, model_card, open_base
 from rlaif_pipelines.training.packing import Layout, Rows, layout_for
 from rlaif_pipelines.training.pair_data import PairData, label_card, prepare_pairs, quality_card
 from rlaif_pipelines.training.pair_loop import MeasuredLoss, fit_pairs
 from rlaif_pipelines.training.pair_quality import pair_quality, quality_by_slice
 from rlaif_pipelines.training.pairs import EncodedPair, PairTargets, measure_pairs, pair_values, targets_of
-from rlaif_pipelines.training.publishing import publish
-from rlaif_pipelines.training.record import identity_of, write_record
+from rlaif_pipelines.training.publishing import publish, write_policy
+from rlaif_pipelines.training.record import card_settings, identity_of, judged_by, write_record
 
 STAGE = "dpo"
 
@@ -65,9 +64,7 @@ def run(settings: DpoTraining) -> dict[str, Any]:
         settings=settings,
         checkpoints=settings.out / "checkpoints",
         identity=identity_of(settings, base=base, inputs=label_inputs(settings.labels)),
-        metrics=lambda done: MetricsLog(
-            settings.metrics_file, stage=STAGE, num_steps=schedule.num_steps, resume_step=done
-        ),
+        metrics=lambda done: open_metrics(settings, stage=STAGE, num_steps=schedule.num_steps, resume_step=done),
     )
     engine.module.eval()
     quality = _quality(engine, held_out, layout=layout, settings=settings)
@@ -91,7 +88,9 @@ def run(settings: DpoTraining) -> dict[str, Any]:
 
 def _new_engine(settings: DpoTraining, *, base: Base, num_steps: int) -> tuple[TrainingEngine, Layout]:
     precision = settings.engine.precision
-    model = load_policy(base, precision=precision, attention=settings.engine.attention).eval()
+    model = load_policy(
+        base, precision=precision, attention=settings.engine.attention, lora=settings.engine.lora, seed=settings.seed
+    ).eval()
     layout = layout_for(model, pad_id=base.pad_id, share_prefixes=settings.engine.share_prefixes)
     engine = TrainingEngine(
         PolicyLogprobs(model, autocast=precision == "bfloat16_autocast"),
@@ -214,19 +213,15 @@ def _save_and_publish(
 ) -> dict[str, Any]:
     facts = {
         **label_card(data.labels),
+        **judged_by(label_inputs(settings.labels)),
         "loss": settings.loss,
         "β": settings.beta,
         "optimiser steps": num_steps,
         "seed": settings.seed,
         **quality_card(quality),
     }
-    card = model_card(title="Policy", base=base, facts=facts)
-    with engine.whole_weights() as state:
-        if processes.rank() == 0:
-            atomic_write_folder(
-                settings.out / "model",
-                lambda folder: save_model(engine.module.model, folder, base=base, card=card, state=state),
-            )
+    card = model_card(title="Policy", base=base, facts=facts, settings=card_settings(settings))
+    write_policy(engine, settings.out, base=base, card=card)
     if settings.publish is None:
         return {}
     version = settings.publish.base_version + num_steps

@@ -5,26 +5,33 @@ from __future__ import annotations
 import logging
 import math
 import os
-import random
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlaif.core.errors import SettingsError
 from rlaif_pipelines.training.checkpoint import Checkpoint, drop_checkpoints_after, latest_checkpoint
 from rlaif_pipelines.training.config.common import EngineSettings, OptimizerSettings
 from rlaif_pipelines.training.errors import DivergedError
+from rlaif_pipelines.training.lora import adapter_parameters
+from rlaif_pipelines.training.state import load_state, save_state
 
-_TAG = "engine"
 _MAX_BUCKET = 50_000_000
 
 
 def start_processes(settings: EngineSettings) -> None:
-    """Joins this process to the others that torchrun started; without torchrun it is the only one."""
+    """Joins this process to the others that torchrun started; without torchrun it is the only one.
+
+    SettingsError when the machine lacks what the settings ask for.
+    """
+    _check_machine(settings)
     os.environ.setdefault("DS_ACCELERATOR", settings.device)
     if "RANK" not in os.environ:
         # Port 0: the store takes a free one, and nobody else needs to know it.
@@ -79,6 +86,16 @@ def barrier() -> None:
         torch.distributed.barrier()
 
 
+def check_batch(size: int, *, field: str) -> None:
+    """SettingsError when a step's batch, of that size by that setting, leaves a process with nothing."""
+    if size < num_processes():
+        raise SettingsError(
+            f"{field}: a step of {size} is too small for {num_processes()} processes, which need one each at least; "
+            "raise it, or start fewer",
+            field=field,
+        )
+
+
 def learning_rate(step: int, *, settings: OptimizerSettings, num_steps: int) -> float:
     """The rate of a step, counted from 0."""
     if step < settings.warmup_steps:
@@ -108,16 +125,20 @@ class TrainingEngine:
         self.device = torch.device(f"cuda:{local_rank}" if settings.device == "cuda" else "cpu")
         if settings.gradient_checkpointing:
             module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[union-attr, operator]
+        if settings.compile:
+            # In place, so that names of weights stay as they are. Lengths of batches vary.
+            module.model.base_model.compile(dynamic=True)  # type: ignore[union-attr]
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._engine, *_ = deepspeed.initialize(
             model=module.to(self.device),
             optimizer=torch.optim.AdamW(
-                module.parameters(),
+                trained,
                 lr=optimizer.learning_rate,
                 betas=optimizer.betas,
                 weight_decay=optimizer.weight_decay,
                 fused=True,
             ),
-            config=_deepspeed_settings(settings, num_parameters=sum(p.numel() for p in module.parameters())),
+            config=_deepspeed_settings(settings, num_parameters=sum(p.numel() for p in trained)),
         )
 
     @property
@@ -154,15 +175,11 @@ class TrainingEngine:
 
     def save(self, folder: Path) -> None:
         """Writes weights, optimiser and random state; every process calls it with the same empty folder."""
-        state = {"torch_random": torch.get_rng_state(), "python_random": random.getstate()}
-        self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=state, save_latest=False)
+        save_state(self._engine, folder, is_first_process=rank() == 0)
 
     def load(self, folder: Path) -> None:
-        """Goes back to what `save` wrote."""
-        found, state = self._engine.load_checkpoint(str(folder), tag=_TAG)
-        assert found is not None, f"{folder} was checked before"
-        torch.set_rng_state(state["torch_random"].cpu())
-        random.setstate(state["python_random"])
+        """Goes back to what `save` wrote, also with another number of processes or at another ZeRO stage."""
+        load_state(self._engine, folder)
 
     @contextmanager
     def whole_weights(self) -> Iterator[dict[str, Tensor] | None]:
@@ -177,9 +194,21 @@ class TrainingEngine:
         with deepspeed.zero.GatheredParameters(list(model.parameters())):
             yield {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
+    @contextmanager
+    def adapter_weights(self) -> Iterator[dict[str, Tensor]]:
+        """The adapter's matrices alone, put together from all processes."""
+        adapter = adapter_parameters(self.module.model)  # type: ignore[arg-type]
+        if self._settings.zero_stage < 3:
+            yield {name: parameter.detach() for name, parameter in adapter.items()}
+            return
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(list(adapter.values())):
+            yield {name: parameter.detach().cpu().clone() for name, parameter in adapter.items()}
+
     def _gradient_norm(self) -> float | None:
         """The norm where DeepSpeed does not tell it: without ZeRO, in float32."""
-        if self._settings.zero_stage or self._settings.precision == "bfloat16":
+        if self._engine.zero_optimization_stage():
             return None
         gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
@@ -195,19 +224,42 @@ def resume(engine: TrainingEngine, root: Path, *, identity: str) -> Checkpoint |
     return found
 
 
+def _check_machine(settings: EngineSettings) -> None:
+    if settings.attention == "flash_attention_2" and find_spec("flash_attn") is None:
+        raise SettingsError(
+            "engine.attention is flash_attention_2, but flash-attn is not installed; install it, or set it to sdpa",
+            field="engine.attention",
+        )
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("engine.device is cuda, but torch sees no GPU here; set it to cpu", field="engine.device")
+    if settings.compile and settings.device == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise SettingsError(
+            "engine.compile needs a C++ compiler on a CPU; install g++, or set it to false", field="engine.compile"
+        )
+
+
 def _deepspeed_settings(settings: EngineSettings, *, num_parameters: int) -> dict[str, Any]:
     # The default buckets are 2 GB each, allocated at every step; a small model needs no more than its own size.
     bucket = min(_MAX_BUCKET, max(num_parameters, 1))
+    has_master = settings.precision == "bfloat16"
+    zero: dict[str, Any] = {
+        # Without ZeRO, DeepSpeed keeps its float32 masters of bfloat16 weights where no checkpoint can reach them.
+        "stage": max(settings.zero_stage, 1) if has_master else settings.zero_stage,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
+    if settings.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if settings.offload == "optimizer_and_weights":
+        zero["offload_param"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": settings.gradient_clipping,
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": settings.zero_stage,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-        },
-        "bf16": {"enabled": settings.precision == "bfloat16"},
+        # DeepSpeed's own AdamW for offloaded state is compiled at the first use.
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+        "bf16": {"enabled": has_master},
         "steps_per_print": 2**31 - 1,
     }

@@ -93,6 +93,8 @@ def fit(
     `figures` turns the sums of a whole batch, over its micro-batches and all processes, into what the log shows beside
     the loss. `identity` says which training this is; `metrics` opens the log, given the step that is already done.
     """
+    batch_field = "batch_conversations" if hasattr(settings, "batch_conversations") else "batch_pairs"
+    processes.check_batch(schedule.batch_examples, field=batch_field)
     found = resume(engine, checkpoints, identity=identity)
     start = found.step if found else 0
     log = metrics(start) if processes.rank() == 0 else None
@@ -133,20 +135,24 @@ def _backward(
     The mean of each micro-batch times its share of the batch's weight: so they add up to the batch's mean.
     """
     batch_weight = sum(example.weight for example in batch)
+    # An epoch's last batch may hold fewer than there are processes: those without one run another's, for nothing.
+    num_real = len(batch)
+    shown = [*batch, *[batch[0]] * (processes.num_processes() - num_real)]
     groups = layout.plan(
-        [example.tree for example in batch],
+        [example.tree for example in shown],
         max_tokens=settings.engine.micro_batch_tokens,
         num_processes=processes.num_processes(),
     )
     mine = groups[processes.rank() :: processes.num_processes()]
     totals = torch.zeros(1, dtype=torch.float64, device=engine.device)
     for number, group in enumerate(mine, start=1):
-        members = [batch[position] for position in group]
-        share = sum(example.weight for example in members) / batch_weight
-        found = measure(members)
+        real = [position for position in group if position < num_real]
+        share = sum(shown[position].weight for position in real) / batch_weight
+        found = measure([shown[position] for position in group])
         loss = found.loss * share
         engine.backward(loss, last=number == len(mine))
-        totals = totals + torch.cat([loss.detach().double()[None], found.sums_F.double()])
+        sums_F = found.sums_F.double() * bool(real)
+        totals = totals + torch.cat([loss.detach().double()[None], sums_F])
     loss_value, *sums = processes.sum_over_processes(totals).tolist()
     if not math.isfinite(loss_value):
         raise DivergedError("the loss is not finite; lower the learning rate")

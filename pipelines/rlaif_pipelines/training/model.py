@@ -13,12 +13,15 @@ from typing import Any, Literal
 
 import torch
 import transformers
+import yaml
 from safetensors import SafetensorError
 from torch import Tensor
 
 from rlaif.core.errors import InvalidInputError
 from rlaif.runtime.artifacts import folder_digest
 from rlaif.runtime.store import is_remote, local_folder
+from rlaif_pipelines.training.config.common import LoraSettings
+from rlaif_pipelines.training.lora import add_adapter, has_adapter, merged_state, without_adapter, write_adapter
 from rlaif_pipelines.training.losses import token_logprobs
 from rlaif_pipelines.training.packing import model_output
 
@@ -80,15 +83,28 @@ def open_base(uri: str) -> Base:
     )
 
 
-def load_policy(base: Base, *, precision: Precision, attention: str) -> Any:
-    """The base's causal language model, ready to be trained."""
-    return _load(transformers.AutoModelForCausalLM, base, precision=precision, attention=attention)
+def load_policy(
+    base: Base, *, precision: Precision, attention: str, lora: LoraSettings | None = None, seed: int = 0
+) -> Any:
+    """The base's causal language model, ready to be trained; with `lora` an adapter on it, begun by the seed."""
+    model = _load(transformers.AutoModelForCausalLM, base, precision=precision, attention=attention)
+    if lora is not None:
+        add_adapter(model, lora, seed=seed)
+    return model
 
 
-def new_reward_model(base: Base, *, seed: int, precision: Precision, attention: str, num_side_heads: int = 0) -> Any:
+def new_reward_model(
+    base: Base,
+    *,
+    seed: int,
+    precision: Precision,
+    attention: str,
+    num_side_heads: int = 0,
+    lora: LoraSettings | None = None,
+) -> Any:
     """The base's trunk with a fresh scalar head, decided by the seed, on each sequence's last token.
 
-    Side heads stand behind the reward's; `save_reward_model` leaves them out.
+    Side heads stand behind the reward's; `save_reward_model` leaves them out. With `lora` the trunk's weights stay.
     """
     torch.manual_seed(seed)
     model = _load(
@@ -99,6 +115,8 @@ def new_reward_model(base: Base, *, seed: int, precision: Precision, attention: 
         num_labels=1 + num_side_heads,
     )
     model.config.pad_token_id = base.pad_id
+    if lora is not None:
+        add_adapter(model, lora, seed=seed, classifies=True)
     return model
 
 
@@ -156,17 +174,37 @@ def save_reward_model(
 
 
 def save_model(model: Any, folder: Path, *, base: Base, card: str, state: Mapping[str, Tensor] | None = None) -> None:
-    """Writes a plain Hugging Face folder: configuration, safetensors, tokenizer, model card."""
-    model.save_pretrained(folder, state_dict=dict(state) if state is not None else None)
+    """Writes a plain Hugging Face folder: configuration, safetensors, tokenizer, model card; an adapter is merged."""
+    if has_adapter(model):
+        merged = merged_state(model, state if state is not None else model.state_dict())
+        with without_adapter(model):
+            model.save_pretrained(folder, state_dict=merged)
+    else:
+        model.save_pretrained(folder, state_dict=dict(state) if state is not None else None)
     base.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def model_card(*, title: str, base: Base, facts: Mapping[str, Any]) -> str:
-    """A model card that says what the weights came from."""
+def save_adapter(model: Any, folder: Path, *, base: Base, card: str, state: Mapping[str, Tensor] | None = None) -> None:
+    """Writes a model's adapter alone, and which model it must be put on."""
+    write_adapter(model, folder, state if state is not None else model.state_dict())
+    write_base(folder, base)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_base(folder: Path, base: Base) -> None:
+    """Notes beside an adapter which weights it belongs to."""
+    (folder / "base.json").write_text(json.dumps({"digest": base.digest}) + "\n", encoding="utf-8")
+
+
+def model_card(*, title: str, base: Base, facts: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> str:
+    """A model card that says what the weights came from: facts as a table, settings as YAML."""
     rows = "".join(f"| {key} | {_cell(value)} |\n" for key, value in {"base digest": base.digest, **facts}.items())
     front = f"---\nlibrary_name: transformers\nbase_model: {json.dumps(base.uri)}\ntags: [rlaif]\n---\n"
-    return f"{front}\n# {title}\n\nTrained from AI feedback with kube-rlaif.\n\n| | |\n|---|---|\n{rows}"
+    card = f"{front}\n# {title}\n\nTrained from AI feedback with kube-rlaif.\n\n| | |\n|---|---|\n{rows}"
+    if not settings:
+        return card
+    return f"{card}\n## Settings\n\n```yaml\n{yaml.safe_dump(dict(settings), allow_unicode=True)}```\n"
 
 
 def _load(model_class: Any, base: Base, *, precision: Precision, attention: str, **options: Any) -> Any:

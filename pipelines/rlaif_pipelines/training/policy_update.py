@@ -15,6 +15,7 @@ from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.config.rl import RlTraining
 from rlaif_pipelines.training.engine import TrainingEngine
 from rlaif_pipelines.training.errors import DivergedError
+from rlaif_pipelines.training.lora import adapter_off
 from rlaif_pipelines.training.losses import (
     GroupAdvantages,
     group_advantages,
@@ -63,13 +64,13 @@ class _Tensors:
 
 
 class PolicyUpdater:
-    """Takes the optimiser steps; holds the frozen reference."""
+    """Takes the optimiser steps; holds the frozen reference, or None where it is the policy without its adapter."""
 
     def __init__(
-        self, engine: TrainingEngine, *, reference: torch.nn.Module, settings: RlTraining, layout: Layout
+        self, engine: TrainingEngine, *, reference: torch.nn.Module | None, settings: RlTraining, layout: Layout
     ) -> None:
         self._engine = engine
-        self._reference = reference.requires_grad_(False).eval().to(engine.device)
+        self._reference = None if reference is None else reference.requires_grad_(False).eval().to(engine.device)
         self._settings = settings
         self._layout = layout
 
@@ -132,8 +133,7 @@ class PolicyUpdater:
         mine = self._share(samples)
         for number, group in enumerate(mine, start=1):
             tensors = self._tensors([samples[position] for position in group])
-            with torch.no_grad():
-                reference_logprobs_N, _ = self._reference(*tensors.rows.for_logprobs)
+            reference_logprobs_N = self._reference_logprobs(tensors)
             logprobs_N, entropy_N = self._engine(*tensors.rows.for_logprobs)
             current_N = logprobs_N.detach()
             loss = policy_loss(
@@ -171,12 +171,22 @@ class PolicyUpdater:
         found = torch.zeros(len(samples))
         for group in self._plan(samples):
             tensors = self._tensors([samples[position] for position in group])
-            reference_N, _ = self._reference(*tensors.rows.for_logprobs)
+            reference_N = self._reference_logprobs(tensors)
             kl_N = kl_penalty(
                 tensors.sampler_logprobs_N, reference_logprobs_N=reference_N, estimator=self._settings.kl_estimator
             )
             found[group] = sum_by_sequence(kl_N, sequence_N=tensors.rows.branches_N, num_sequences=len(group)).cpu()
         return found.view(len(groups), -1)
+
+    @torch.no_grad()
+    def _reference_logprobs(self, tensors: _Tensors) -> Tensor:
+        inputs = tensors.rows.for_logprobs
+        if self._reference is not None:
+            logprobs_N: Tensor = self._reference(*inputs)[0]
+            return logprobs_N
+        with adapter_off(self._engine.module):
+            logprobs_N, _ = self._engine(*inputs)
+        return logprobs_N
 
     @torch.no_grad()
     def _old_logprobs(self, samples: Sequence[_Sample]) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -14,8 +13,9 @@ from rlaif.runtime.store import ArtifactStore, open_store
 from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.config.common import FailureSettings, PublishSettings
 from rlaif_pipelines.training.engine import TrainingEngine
-from rlaif_pipelines.training.errors import PausedError
-from rlaif_pipelines.training.model import Base, model_card, save_model
+from rlaif_pipelines.training.errors import PausedError, told_when_full
+from rlaif_pipelines.training.lora import has_adapter, load_adapter
+from rlaif_pipelines.training.model import Base, load_policy, model_card, save_adapter, save_model, write_base
 from rlaif_pipelines.training.rollouts import Sampler, patiently
 
 _KEPT = 2
@@ -31,22 +31,26 @@ def publish(
     facts: dict[str, Any],
     failures: FailureSettings | None = None,
 ) -> PublishedVersion | None:
-    """Makes the engine's weights the policy's desired version. Every process calls it; process 0 gets the answer.
+    """Makes the engine's weights, or its adapter, the policy's desired version. Every process calls it.
 
-    With `failures`, a store that is away is waited for.
+    Process 0 gets the answer. With `failures`, a store that is away is waited for.
     """
     card = model_card(title=settings.policy, base=base, facts={"version": version, **facts})
     store = store_of(settings)
-    with engine.whole_weights() as state:
+    adapted = has_adapter(engine.module.model)
+    with engine.adapter_weights() if adapted else engine.whole_weights() as state:
         if processes.rank() != 0:
             return None
 
+        def write(folder: Path) -> None:
+            if adapted:
+                save_adapter(engine.module.model, folder, base=base, card=card, state=state)
+            else:
+                save_model(engine.module.model, folder, base=base, card=card, state=state)
+
         def attempt() -> PublishedVersion:
-            return store.publish_version(
-                settings.policy,
-                version=version,
-                write=lambda folder: save_model(engine.module.model, folder, base=base, card=card, state=state),
-            )
+            with told_when_full(Path(store.root)):
+                return store.publish_version(settings.policy, version=version, write=write)
 
         return attempt() if failures is None else patiently(attempt, failures=failures, who=f"the store {store.root}")
 
@@ -78,15 +82,37 @@ def republish(
     )
 
 
-def copy_version(published: PublishedVersion, folder: Path, *, card: str, settings: PublishSettings) -> None:
-    """Puts a published version's model at `folder`, with that model card. Only process 0 calls it."""
-    store = store_of(settings)
+def write_version(published: PublishedVersion, out: Path, *, base: Base, card: str, settings: PublishSettings) -> None:
+    """Writes `out`/model, and `out`/adapter where it is one, from a version that was published. Process 0 alone."""
+    found = store_of(settings).fetch(published.uri, digest=published.digest)
+    is_adapter = (found / _ADAPTER_FILES[0]).is_file()
 
-    def write(new: Path) -> None:
-        shutil.copytree(store.fetch(published.uri, digest=published.digest), new, dirs_exist_ok=True)
-        (new / "README.md").write_text(card, encoding="utf-8")
+    def copy(folder: Path) -> None:
+        shutil.copytree(found, folder, dirs_exist_ok=True)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
-    atomic_write_folder(folder, write)
+    with told_when_full(out):
+        atomic_write_folder(out / ("adapter" if is_adapter else "model"), copy)
+        if is_adapter:
+            model = load_policy(base, precision="float32", attention="eager")
+            load_adapter(model, found)
+            atomic_write_folder(out / "model", lambda folder: save_model(model, folder, base=base, card=card))
+
+
+def write_policy(engine: TrainingEngine, out: Path, *, base: Base, card: str) -> None:
+    """Writes `out`/model, and what was trained of it as `out`/adapter where that is one. Every process calls it."""
+    model = engine.module.model
+
+    def save(name: str, write: Callable[..., None]) -> None:
+        with told_when_full(out / name):
+            atomic_write_folder(out / name, lambda folder: write(model, folder, base=base, card=card, state=state))
+
+    with engine.whole_weights() as state:
+        if processes.rank() == 0:
+            save("model", save_model)
+            if has_adapter(model):
+                save("adapter", save_adapter)
+    processes.barrier()
 
 
 def publish_adapter(
@@ -103,7 +129,7 @@ def publish_adapter(
         missing = [name for name in _ADAPTER_FILES if not (folder / name).is_file()]
         if missing:
             raise InvalidInputError(f"the adapter to publish lacks {' and '.join(missing)}", field="adapter")
-        (folder / "base.json").write_text(json.dumps({"digest": base.digest}) + "\n", encoding="utf-8")
+        write_base(folder, base)
 
     return store_of(settings).publish_version(settings.policy, version=version, write=write_with_base)
 

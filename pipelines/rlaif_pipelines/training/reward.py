@@ -14,10 +14,11 @@ from rlaif.runtime.artifacts import atomic_write_folder
 from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.config.reward import RewardTraining
 from rlaif_pipelines.training.engine import TrainingEngine
+from rlaif_pipelines.training.errors import told_when_full
 from rlaif_pipelines.training.fitting import Schedule
 from rlaif_pipelines.training.labels import label_inputs, read_labels
 from rlaif_pipelines.training.losses import principle_loss, soft_bradley_terry_loss
-from rlaif_pipelines.training.metrics import MetricsLog
+from rlaif_pipelines.training.metrics import open_metrics
 from rlaif_pipelines.training.model import (
     Base,
     RewardScores,
@@ -31,7 +32,7 @@ from rlaif_pipelines.training.pair_data import PairData, bootstrap, label_card, 
 from rlaif_pipelines.training.pair_loop import MeasuredLoss, fit_pairs
 from rlaif_pipelines.training.pair_quality import pair_quality, quality_by_slice
 from rlaif_pipelines.training.pairs import EncodedPair, measure_pairs, pair_values, targets_of
-from rlaif_pipelines.training.record import identity_of, write_record
+from rlaif_pipelines.training.record import card_settings, identity_of, judged_by, write_record
 
 
 def run(settings: RewardTraining) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def _train_member(
         precision=settings.engine.precision,
         attention=settings.engine.attention,
         num_side_heads=len(data.principles),
+        lora=settings.engine.lora,
     )
     layout = layout_for(model, pad_id=base.pad_id, share_prefixes=settings.engine.share_prefixes)
     engine = TrainingEngine(
@@ -127,9 +129,7 @@ def _train_member(
         settings=settings,
         checkpoints=settings.out / "checkpoints" / f"member-{number}",
         identity=identity_of(settings, base=base, inputs=label_inputs(settings.labels)),
-        metrics=lambda done: MetricsLog(
-            settings.metrics_file, stage=stage, num_steps=schedule.num_steps, resume_step=done
-        ),
+        metrics=lambda done: open_metrics(settings, stage=stage, num_steps=schedule.num_steps, resume_step=done),
     )
     model.eval()
     return engine, layout
@@ -179,11 +179,18 @@ def _save(
     card = model_card(
         title="Reward model",
         base=base,
-        facts={**label_card(data.labels), "seed": settings.seed + number, **quality_card(quality)},
+        facts={
+            **label_card(data.labels),
+            **judged_by(label_inputs(settings.labels)),
+            "seed": settings.seed + number,
+            **quality_card(quality),
+        },
+        settings=card_settings(settings),
     )
     with engine.whole_weights() as state:
         if processes.rank() == 0:
-            atomic_write_folder(
-                folder, lambda path: save_reward_model(engine.module.model, path, base=base, card=card, state=state)
-            )
+            with told_when_full(folder):
+                atomic_write_folder(
+                    folder, lambda path: save_reward_model(engine.module.model, path, base=base, card=card, state=state)
+                )
     processes.barrier()

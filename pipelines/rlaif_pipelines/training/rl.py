@@ -12,7 +12,7 @@ from typing import Any
 
 from rlaif.client.reward import RewardClient
 from rlaif.client.sampler import SamplerClient
-from rlaif.runtime.artifacts import PublishedVersion, atomic_write_folder
+from rlaif.runtime.artifacts import PublishedVersion
 from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.checkpoint import checkpointed_steps, save_checkpoint
 from rlaif_pipelines.training.config.rl import RlTraining
@@ -21,12 +21,19 @@ from rlaif_pipelines.training.engine import TrainingEngine, learning_rate, resum
 from rlaif_pipelines.training.errors import GuardError
 from rlaif_pipelines.training.guards import Firing, Guards, HeldOutScore, repeated_share
 from rlaif_pipelines.training.losses import adapted_kl_beta
-from rlaif_pipelines.training.metrics import MetricsLog
-from rlaif_pipelines.training.model import Base, PolicyLogprobs, load_policy, model_card, open_base, save_model
+from rlaif_pipelines.training.metrics import open_metrics
+from rlaif_pipelines.training.model import Base, PolicyLogprobs, load_policy, model_card, open_base
 from rlaif_pipelines.training.packing import layout_for
 from rlaif_pipelines.training.policy_update import PolicyUpdater, UpdateReport
-from rlaif_pipelines.training.publishing import copy_version, drop_old_versions, publish, republish, wait_until_served
-from rlaif_pipelines.training.record import identity_of, write_record
+from rlaif_pipelines.training.publishing import (
+    drop_old_versions,
+    publish,
+    republish,
+    wait_until_served,
+    write_policy,
+    write_version,
+)
+from rlaif_pipelines.training.record import card_settings, file_sha256, identity_of, write_record
 from rlaif_pipelines.training.rollouts import Rewards, RolloutMaker, Rollouts, Sampler
 
 STAGE = "rl"
@@ -90,7 +97,8 @@ class _Loop:
             optimizer=settings.optimizer,
             num_steps=settings.num_steps * settings.updates_per_batch,
         )
-        self._updater = PolicyUpdater(self._engine, reference=self._policy(), settings=settings, layout=layout)
+        reference = None if settings.engine.lora else self._policy()
+        self._updater = PolicyUpdater(self._engine, reference=reference, settings=settings, layout=layout)
         self._step = 0
         self._num_skipped = 0
         self._kl_beta = settings.kl_beta
@@ -106,13 +114,10 @@ class _Loop:
     def run(self) -> Firing | None:
         """Every step that is not yet done; the guard that ended it early, after going back to the best version."""
         settings = self._settings
+        samples = settings.prompts_per_step * settings.group_size // settings.updates_per_batch
+        processes.check_batch(samples, field="prompts_per_step")
         pending = self._resume()
-        log = MetricsLog(
-            settings.metrics_file if processes.rank() == 0 else None,
-            stage=STAGE,
-            num_steps=settings.num_steps,
-            resume_step=self._step,
-        )
+        log = open_metrics(settings, stage=STAGE, num_steps=settings.num_steps, resume_step=self._step)
         self._publish()
         self._engine.module.train()
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts") as ahead:
@@ -190,26 +195,22 @@ class _Loop:
 
     def save(self, results: Mapping[str, Any]) -> None:
         """Writes the weights as `out`/model."""
-        facts = {key: value for key, value in results.items() if key not in ("guard", "rolled_back")}
-        card = model_card(title="Policy", base=self._base, facts={"policy": self._settings.publish.policy, **facts})
-        if self._rolled_back is not None:
-            if processes.rank() == 0:
-                copy_version(
-                    self._rolled_back.published,
-                    self._settings.out / "model",
-                    card=card,
-                    settings=self._settings.publish,
-                )
-            processes.barrier()
-            return
-        with self._engine.whole_weights() as state:
-            if processes.rank() == 0:
-                atomic_write_folder(
-                    self._settings.out / "model",
-                    lambda folder: save_model(
-                        self._engine.module.model, folder, base=self._base, card=card, state=state
-                    ),
-                )
+        settings = self._settings
+        facts = {
+            "policy": settings.publish.policy,
+            "prompts sha256": file_sha256(settings.prompts),
+            "reward": settings.reward.name,
+            "constitution": settings.reward.constitution or None,
+            "seed": settings.seed,
+            **{key: value for key, value in results.items() if key not in ("guard", "rolled_back")},
+        }
+        card = model_card(title="Policy", base=self._base, facts=facts, settings=card_settings(settings))
+        if self._rolled_back is None:
+            write_policy(self._engine, settings.out, base=self._base, card=card)
+        elif processes.rank() == 0:
+            write_version(
+                self._rolled_back.published, settings.out, base=self._base, card=card, settings=settings.publish
+            )
         processes.barrier()
 
     @property
@@ -218,7 +219,13 @@ class _Loop:
 
     def _policy(self) -> PolicyLogprobs:
         engine = self._settings.engine
-        model = load_policy(self._base, precision=engine.precision, attention=engine.attention)
+        model = load_policy(
+            self._base,
+            precision=engine.precision,
+            attention=engine.attention,
+            lora=engine.lora,
+            seed=self._settings.seed,
+        )
         return PolicyLogprobs(
             model, temperature=self._settings.temperature, autocast=engine.precision == "bfloat16_autocast"
         )

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlaif.runtime.artifacts import atomic_write_folder
 from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.config.sft import SftTraining
 from rlaif_pipelines.training.conversations import EncodedConversation, encode_conversations, read_conversations
@@ -21,11 +20,11 @@ from rlaif_pipelines.training.data import split_by_prompt
 from rlaif_pipelines.training.engine import TrainingEngine
 from rlaif_pipelines.training.fitting import Measured, Schedule, fit
 from rlaif_pipelines.training.losses import sft_loss
-from rlaif_pipelines.training.metrics import MetricsLog
-from rlaif_pipelines.training.model import Base, PolicyLogprobs, load_policy, model_card, open_base, save_model
+from rlaif_pipelines.training.metrics import open_metrics
+from rlaif_pipelines.training.model import Base, PolicyLogprobs, load_policy, model_card, open_base
 from rlaif_pipelines.training.packing import Layout, layout_for
-from rlaif_pipelines.training.publishing import publish
-from rlaif_pipelines.training.record import file_sha256, identity_of, write_record
+from rlaif_pipelines.training.publishing import publish, write_policy
+from rlaif_pipelines.training.record import card_settings, file_sha256, identity_of, write_record
 from rlaif_pipelines.training.tokens import ChatEncoder
 
 STAGE = "sft"
@@ -61,9 +60,7 @@ def run(settings: SftTraining) -> dict[str, Any]:
         settings=settings,
         checkpoints=settings.out / "checkpoints",
         identity=identity_of(settings, base=base, inputs={"conversations": settings.conversations}),
-        metrics=lambda done: MetricsLog(
-            settings.metrics_file, stage=STAGE, num_steps=schedule.num_steps, resume_step=done
-        ),
+        metrics=lambda done: open_metrics(settings, stage=STAGE, num_steps=schedule.num_steps, resume_step=done),
     )
     engine.module.eval()
     results = {
@@ -97,7 +94,9 @@ def run(settings: SftTraining) -> dict[str, Any]:
 
 def _new_engine(settings: SftTraining, *, base: Base, num_steps: int) -> tuple[TrainingEngine, Layout]:
     precision = settings.engine.precision
-    model = load_policy(base, precision=precision, attention=settings.engine.attention).eval()
+    model = load_policy(
+        base, precision=precision, attention=settings.engine.attention, lora=settings.engine.lora, seed=settings.seed
+    ).eval()
     layout = layout_for(model, pad_id=base.pad_id, share_prefixes=settings.engine.share_prefixes)
     engine = TrainingEngine(
         PolicyLogprobs(model, autocast=precision == "bfloat16_autocast"),
@@ -154,13 +153,8 @@ def _save_and_publish(
         "optimiser steps": results["num_steps"],
         "seed": settings.seed,
     }
-    card = model_card(title="Policy", base=base, facts=facts)
-    with engine.whole_weights() as state:
-        if processes.rank() == 0:
-            atomic_write_folder(
-                settings.out / "model",
-                lambda folder: save_model(engine.module.model, folder, base=base, card=card, state=state),
-            )
+    card = model_card(title="Policy", base=base, facts=facts, settings=card_settings(settings))
+    write_policy(engine, settings.out, base=base, card=card)
     if settings.publish is None:
         return {}
     version = settings.publish.base_version + results["num_steps"]

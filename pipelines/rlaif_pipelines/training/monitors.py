@@ -1,0 +1,172 @@
+"""Who else is told a step's figures: a terminal or log, TensorBoard, Prometheus. Called by metrics.MetricsLog alone."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from rlaif.core.errors import SettingsError
+from rlaif.runtime.telemetry import REGISTRY
+
+Monitor = Callable[[Mapping[str, Any]], None]
+"""Told the line of a step as it stands in metrics.jsonl."""
+
+_SHOWN: Final = {
+    "loss": "loss",
+    "reward": "reward",
+    "kl": "KL",
+    "completion_tokens": "length",
+    "grad_norm": "gradient",
+    "tokens_per_second": "tokens/s",
+}
+_TERMINAL_SECONDS, _LOG_SECONDS = 1.0, 10.0
+
+_GAUGES: Final = {
+    "step": ("step", "Optimiser steps or batches done."),
+    "num_steps": ("steps_planned", "Steps that the training has."),
+    "loss": ("loss", "Loss of the last step."),
+    "reward": ("reward", "Mean reward of the last batch of rollouts."),
+    "kl": ("kl_nats", "KL of a completion to the reference in the last batch."),
+    "entropy": ("entropy_nats", "Mean entropy of a token in the last batch."),
+    "grad_norm": ("gradient_norm", "Norm of the last step's gradient before clipping."),
+    "completion_tokens": ("completion_tokens", "Mean length of the last batch's completions."),
+    "tokens_per_second": ("tokens_per_second", "Tokens trained on, or sampled, a second of the last step."),
+}
+
+
+class RemainingTime:
+    """How long a training will take from here at its pace so far, this start alone counted."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def seconds(self, step: int, num_steps: int) -> float | None:
+        """Seconds to the end after that step; None as long as there is no pace."""
+        now = time.monotonic()
+        if self._first is None or step <= self._first[0]:
+            self._first = step, now
+            return None
+        return (num_steps - step) * (now - self._first[1]) / (step - self._first[0])
+
+
+class Console:
+    """A line of figures, at most one a second on a terminal and one every ten in a log; the last step's always."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._seconds = _TERMINAL_SECONDS if self._stream.isatty() else _LOG_SECONDS
+        self._remaining = RemainingTime()
+        self._last = -math.inf
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        """Shows a step, unless another was shown just now."""
+        step, num_steps = line["step"], line["num_steps"]
+        remaining = self._remaining.seconds(step, num_steps)
+        now = time.monotonic()
+        if now - self._last < self._seconds and step < num_steps:
+            return
+        self._last = now
+        figures = [f"{shown} {line[name]:.4g}" for name, shown in _SHOWN.items() if _is_figure(line.get(name))]
+        if remaining is not None and step < num_steps:
+            figures.insert(0, f"{_duration(remaining)} left")
+        self._stream.write(f"{line['stage']} {step}/{num_steps}  {'  '.join(figures)}\n")
+        self._stream.flush()
+
+
+class TensorBoard:
+    """Every figure as a scalar of that name in a folder for TensorBoard."""
+
+    def __init__(self, folder: Path, *, resume_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1)
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        """Adds the step's figures, on disk when this returns."""
+        for name, value in _flat({key: value for key, value in line.items() if key not in _POSITION}):
+            self._writer.add_scalar(name, value, line["step"], walltime=line["time"])
+        self._writer.flush()
+
+
+_POSITION: Final = ("time", "stage", "step", "num_steps")
+
+
+class Prometheus:
+    """The last step's figures as gauges under /metrics of a port, labelled by stage."""
+
+    def __init__(self, port: int) -> None:
+        _serve_metrics(port)
+        self._remaining = RemainingTime()
+
+    def __call__(self, line: Mapping[str, Any]) -> None:
+        """Sets the gauges; a figure that a step lacks leaves its gauge."""
+        for name, gauge in _gauges().items():
+            if _is_figure(line.get(name)):
+                gauge.labels(line["stage"]).set(line[name])
+        remaining = self._remaining.seconds(line["step"], line["num_steps"])
+        if remaining is not None:
+            _remaining_gauge().labels(line["stage"]).set(remaining)
+        for firing in line.get("guards") or ():
+            _guards().labels(line["stage"], firing["guard"]).inc()
+
+
+@functools.cache
+def _serve_metrics(port: int) -> None:
+    from prometheus_client import start_http_server
+
+    try:
+        start_http_server(port, registry=REGISTRY)
+    except OSError as error:
+        raise SettingsError(
+            f"metrics_port {port} cannot be listened on: {error.strerror}; give another, or 0 for none",
+            field="metrics_port",
+        ) from error
+
+
+@functools.cache
+def _gauges() -> dict[str, Any]:
+    from prometheus_client import Gauge
+
+    return {
+        figure: Gauge(f"rlaif_training_{name}", text, ["stage"], registry=REGISTRY)
+        for figure, (name, text) in _GAUGES.items()
+    }
+
+
+@functools.cache
+def _remaining_gauge() -> Any:
+    from prometheus_client import Gauge
+
+    return Gauge("rlaif_training_remaining_seconds", "Expected time to the end.", ["stage"], registry=REGISTRY)
+
+
+@functools.cache
+def _guards() -> Any:
+    from prometheus_client import Counter
+
+    return Counter("rlaif_training_guards_total", "Times a guard fired.", ["stage", "guard"], registry=REGISTRY)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        elif _is_figure(value):
+            yield f"{prefix}{name}", float(value)
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
