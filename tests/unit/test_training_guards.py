@@ -92,7 +92,7 @@ def measure(
     ]
 
 
-# Seed 1 of `make bench-loop ARGS="--routes no_kl"`: gold fell from -0.02 at step 6 to -0.74 at step 11.
+# A training without a KL on a reward model of 640 labels: gold fell from -0.02 at step 6 to -0.74 at step 11.
 FOOLED = {
     "reward": [-0.001, 0.014, 0.038, 0.064, 0.116, 0.178, 0.207, 0.284, 0.34, 0.366, 0.434],
     "kl": [0.0, 0.02, 0.08, 0.13, 0.39, 0.57, 1.25, 2.53, 4.15, 4.89, 7.64],

@@ -54,7 +54,7 @@ def test_tensorboard_reads_what_was_written_and_forgets_what_is_done_again(tmp_p
 
 
 def test_prometheus_reads_the_last_step(unused_tcp_port: int) -> None:
-    prometheus = Prometheus(unused_tcp_port)
+    prometheus = Prometheus(f"127.0.0.1:{unused_tcp_port}")
     prometheus(line(7, reward=0.25, kl=0.5, loss=None, guards=[{"guard": "kl"}]))
     with urllib.request.urlopen(f"http://127.0.0.1:{unused_tcp_port}/metrics") as page:
         text = page.read().decode()
@@ -69,10 +69,10 @@ def test_prometheus_reads_the_last_step(unused_tcp_port: int) -> None:
 def test_a_port_in_use_is_told_with_its_setting() -> None:
     import socket
 
-    with socket.create_server(("", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(SettingsError, match=rf"metrics_port {port} cannot be listened on.*or 0 for none"):
-            Prometheus(port)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(SettingsError, match=rf"metrics_address {address} cannot be listened on"):
+            Prometheus(address)
 
 
 def test_settings_say_who_is_told(tmp_path: Path) -> None:

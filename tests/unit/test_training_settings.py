@@ -29,7 +29,7 @@ from rlaif_pipelines.training.entry import main
         ("engine={compile: true, zero_stage: 3}", "set zero_stage to 2 or less, or compile to false"),
         ("engine.lora.rank=0", "engine.lora.rank: Input should be greater than or equal to 1"),
         ("engine.lora.ranks=8", "unknown key engine.lora.ranks; did you mean rank?"),
-        ("metrics_port=70000", "metrics_port: Input should be less than or equal to 65535"),
+        ("metrics_address=:9100", "metrics_address: ':9100' is not host:port"),
         ("optimizer.learning_rate=0", "optimizer.learning_rate: Input should be greater than 0"),
     ],
 )

@@ -56,8 +56,8 @@ def open_metrics(settings: TrainingSettings, *, stage: str, num_steps: int, resu
     monitors: list[Monitor] = [Console()]
     if settings.tensorboard:
         monitors.append(TensorBoard(settings.out / "tensorboard" / stage, resume_step=resume_step))
-    if settings.metrics_port:
-        monitors.append(Prometheus(settings.metrics_port))
+    if settings.metrics_address is not None:
+        monitors.append(Prometheus(settings.metrics_address))
     return MetricsLog(
         settings.metrics_file, stage=stage, num_steps=num_steps, resume_step=resume_step, monitors=monitors
     )

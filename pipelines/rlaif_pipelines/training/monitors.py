@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from rlaif.core.errors import SettingsError
+from rlaif.runtime.addresses import split_address
 from rlaif.runtime.telemetry import REGISTRY
 
 Monitor = Callable[[Mapping[str, Any]], None]
@@ -97,10 +98,10 @@ _POSITION: Final = ("time", "stage", "step", "num_steps")
 
 
 class Prometheus:
-    """The last step's figures as gauges under /metrics of a port, labelled by stage."""
+    """The last step's figures as gauges under /metrics of an address, labelled by stage."""
 
-    def __init__(self, port: int) -> None:
-        _serve_metrics(port)
+    def __init__(self, address: str) -> None:
+        _serve_metrics(address)
         self._remaining = RemainingTime()
 
     def __call__(self, line: Mapping[str, Any]) -> None:
@@ -116,15 +117,16 @@ class Prometheus:
 
 
 @functools.cache
-def _serve_metrics(port: int) -> None:
+def _serve_metrics(address: str) -> None:
     from prometheus_client import start_http_server
 
+    host, port = split_address(address)
     try:
-        start_http_server(port, registry=REGISTRY)
+        start_http_server(port, addr=host, registry=REGISTRY)
     except OSError as error:
         raise SettingsError(
-            f"metrics_port {port} cannot be listened on: {error.strerror}; give another, or 0 for none",
-            field="metrics_port",
+            f"metrics_address {address} cannot be listened on: {error.strerror}; give another, or none",
+            field="metrics_address",
         ) from error
 
 

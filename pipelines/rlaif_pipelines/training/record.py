@@ -28,7 +28,7 @@ _WHEREABOUTS: dict[str, Any] = dict.fromkeys(
         "checkpoint_every",
         "keep_checkpoints",
         "tensorboard",
-        "metrics_port",
+        "metrics_address",
     ),
     True,
 ) | {"labels": {"__all__": {"path"}}}

@@ -5,14 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from rlaif.runtime.addresses import split_address
 from rlaif.runtime.settings import SettingsModel
 from rlaif.runtime.store import ArtifactRoot, StorageOptions
+
+
+def _address(value: str) -> str:
+    split_address(value)
+    return value
+
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Address = Annotated[str, AfterValidator(_address)]
 PolicyName = Annotated[str, Field(pattern=r"^policies/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 
@@ -98,8 +106,8 @@ class TrainingSettings(SettingsModel):
     """File that gets a JSON line a step; unset means metrics.jsonl in `out`."""
     tensorboard: bool = False
     """Write the figures for TensorBoard too, to `out`/tensorboard."""
-    metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Port on which the first process shows Prometheus its figures, on every interface; 0 for none."""
+    metrics_address: Address | None = None
+    """Where the first process shows Prometheus its figures, host:port; unset for nowhere."""
     checkpoint_every: int = Field(default=0, ge=0)
     """Steps between checkpoints; 0 writes none."""
     keep_checkpoints: int = Field(default=2, ge=1)
