@@ -207,7 +207,7 @@ def _explain(model_class: type[BaseModel], problem: Any) -> str:
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
         return f"unknown key {key}; {hint}"
-    return f"{key}: {problem['msg']}"
+    return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _known_keys(model_class: type[BaseModel], location: Sequence[Any]) -> Iterator[str]:
