@@ -77,7 +77,7 @@ test-fast: $(DEV_STAMP)  ## Unit, contract and integration tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(DEV_STAMP)  ## Tests that run models or the whole loop
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations 15 -m slow $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 -m slow $(PYTEST_ARGS)
 
 ifeq ($(VLLM_RUNS),yes)
 test-vllm: $(VLLM_STAMP)  ## Tests of the engine on vLLM, and that it agrees with the one on transformers
