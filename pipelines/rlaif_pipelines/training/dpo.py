@@ -14,7 +14,7 @@ from torch import Tensor
 from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.config.dpo import DpoTraining
 from rlaif_pipelines.training.engine import TrainingEngine
-from rlaif_pipelines.training.fitting import Schedule
+from rlaif_pipelines.training.fitting import Schedule, policy_engine
 from rlaif_pipelines.training.labels import label_inputs, read_labels
 from rlaif_pipelines.training.losses import (
     dpo_loss,
@@ -26,8 +26,8 @@ from rlaif_pipelines.training.losses import (
     sum_by_sequence,
 )
 from rlaif_pipelines.training.metrics import open_metrics
-from rlaif_pipelines.training.model import Base, PolicyLogprobs, load_policy, model_card, open_base
-from rlaif_pipelines.training.packing import Layout, Rows, layout_for
+from rlaif_pipelines.training.model import Base, model_card, open_base
+from rlaif_pipelines.training.packing import Layout, Rows
 from rlaif_pipelines.training.pair_data import PairData, label_card, prepare_pairs, quality_card
 from rlaif_pipelines.training.pair_loop import MeasuredLoss, fit_pairs
 from rlaif_pipelines.training.pair_quality import pair_quality, quality_by_slice
@@ -51,7 +51,7 @@ def run(settings: DpoTraining) -> dict[str, Any]:
         num_epochs=settings.num_epochs,
         seed=settings.seed,
     )
-    engine, layout = _new_engine(settings, base=base, num_steps=schedule.num_steps)
+    engine, layout = policy_engine(settings, base=base, num_steps=schedule.num_steps)
     train = _with_reference(engine, data.train, layout=layout, settings=settings)
     held_out = _with_reference(engine, data.held_out, layout=layout, settings=settings)
     engine.module.train()
@@ -84,21 +84,6 @@ def run(settings: DpoTraining) -> dict[str, Any]:
             seconds=time.perf_counter() - began,
         )
     return results
-
-
-def _new_engine(settings: DpoTraining, *, base: Base, num_steps: int) -> tuple[TrainingEngine, Layout]:
-    precision = settings.engine.precision
-    model = load_policy(
-        base, precision=precision, attention=settings.engine.attention, lora=settings.engine.lora, seed=settings.seed
-    ).eval()
-    layout = layout_for(model, pad_id=base.pad_id, share_prefixes=settings.engine.share_prefixes)
-    engine = TrainingEngine(
-        PolicyLogprobs(model, autocast=precision == "bfloat16_autocast"),
-        settings=settings.engine,
-        optimizer=settings.optimizer,
-        num_steps=num_steps,
-    )
-    return engine, layout
 
 
 def _loss(

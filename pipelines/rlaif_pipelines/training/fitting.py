@@ -19,7 +19,8 @@ from rlaif_pipelines.training.data import epoch_order
 from rlaif_pipelines.training.engine import TrainingEngine, resume
 from rlaif_pipelines.training.errors import DivergedError
 from rlaif_pipelines.training.metrics import MetricsLog
-from rlaif_pipelines.training.packing import Layout, Tree
+from rlaif_pipelines.training.model import Base, PolicyLogprobs, load_policy
+from rlaif_pipelines.training.packing import Layout, Tree, layout_for
 
 
 class Example(Protocol):
@@ -157,3 +158,19 @@ def _backward(
     if not math.isfinite(loss_value):
         raise DivergedError("the loss is not finite; lower the learning rate")
     return loss_value, sums
+
+
+def policy_engine(settings: TrainingSettings, *, base: Base, num_steps: int) -> tuple[TrainingEngine, Layout]:
+    """The base policy under DeepSpeed, and how its rows are laid out."""
+    precision = settings.engine.precision
+    model = load_policy(
+        base, precision=precision, attention=settings.engine.attention, lora=settings.engine.lora, seed=settings.seed
+    ).eval()
+    layout = layout_for(model, pad_id=base.pad_id, share_prefixes=settings.engine.share_prefixes)
+    engine = TrainingEngine(
+        PolicyLogprobs(model, autocast=precision == "bfloat16_autocast"),
+        settings=settings.engine,
+        optimizer=settings.optimizer,
+        num_steps=num_steps,
+    )
+    return engine, layout

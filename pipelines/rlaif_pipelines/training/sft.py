@@ -18,11 +18,11 @@ from rlaif_pipelines.training.config.sft import SftTraining
 from rlaif_pipelines.training.conversations import EncodedConversation, encode_conversations, read_conversations
 from rlaif_pipelines.training.data import split_by_prompt
 from rlaif_pipelines.training.engine import TrainingEngine
-from rlaif_pipelines.training.fitting import Measured, Schedule, fit
+from rlaif_pipelines.training.fitting import Measured, Schedule, fit, policy_engine
 from rlaif_pipelines.training.losses import sft_loss
 from rlaif_pipelines.training.metrics import open_metrics
-from rlaif_pipelines.training.model import Base, PolicyLogprobs, load_policy, model_card, open_base
-from rlaif_pipelines.training.packing import Layout, layout_for
+from rlaif_pipelines.training.model import Base, model_card, open_base
+from rlaif_pipelines.training.packing import Layout
 from rlaif_pipelines.training.publishing import publish, write_policy
 from rlaif_pipelines.training.record import card_settings, file_sha256, identity_of, write_record
 from rlaif_pipelines.training.tokens import ChatEncoder
@@ -47,7 +47,7 @@ def run(settings: SftTraining) -> dict[str, Any]:
         num_epochs=settings.num_epochs,
         seed=settings.seed,
     )
-    engine, layout = _new_engine(settings, base=base, num_steps=schedule.num_steps)
+    engine, layout = policy_engine(settings, base=base, num_steps=schedule.num_steps)
     before = _quality(engine, held_out, layout=layout, settings=settings)
     engine.module.train()
     fit(
@@ -90,21 +90,6 @@ def run(settings: SftTraining) -> dict[str, Any]:
             seconds=time.perf_counter() - began,
         )
     return results
-
-
-def _new_engine(settings: SftTraining, *, base: Base, num_steps: int) -> tuple[TrainingEngine, Layout]:
-    precision = settings.engine.precision
-    model = load_policy(
-        base, precision=precision, attention=settings.engine.attention, lora=settings.engine.lora, seed=settings.seed
-    ).eval()
-    layout = layout_for(model, pad_id=base.pad_id, share_prefixes=settings.engine.share_prefixes)
-    engine = TrainingEngine(
-        PolicyLogprobs(model, autocast=precision == "bfloat16_autocast"),
-        settings=settings.engine,
-        optimizer=settings.optimizer,
-        num_steps=num_steps,
-    )
-    return engine, layout
 
 
 def _loss(engine: TrainingEngine, conversations: Sequence[EncodedConversation], *, layout: Layout) -> Tensor:
