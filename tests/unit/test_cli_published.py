@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlaif.cli.inputs import find_model
-from rlaif.cli.plan import check_inputs
 from rlaif.cli.published import check_unpublished, remove_published
+from rlaif.cli.run_inputs import check_inputs
 from rlaif.core.errors import InvalidInputError, SettingsError
 from rlaif.runtime.store import open_store
 from rlaif_pipelines.context import RunContext

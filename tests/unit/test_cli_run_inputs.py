@@ -13,7 +13,7 @@ import pytest
 
 from rlaif.cli import addresses, inputs, main, services
 from rlaif.cli.folder import LOCK_FILE, check_folder, clear, locked
-from rlaif.cli.plan import with_changes
+from rlaif.cli.run_inputs import with_changes
 from rlaif.core.errors import InvalidInputError, SettingsError
 
 CONSTITUTION = "id: mine\nversion: 1\nprinciples:\n  - id: kind\n    text: Be kind.\n"

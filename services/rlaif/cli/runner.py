@@ -23,10 +23,10 @@ from rlaif.cli.folder import check_folder, clear, locked
 from rlaif.cli.follow import follow_pipeline
 from rlaif.cli.inputs import PLAYGROUND
 from rlaif.cli.memory import PeakMemory
-from rlaif.cli.plan import CheckedRun, check_inputs
 from rlaif.cli.processes import ProcessFamily, child_environment, num_cores
 from rlaif.cli.progress import RunProgress, planned_stages
 from rlaif.cli.published import check_unpublished, remove_published
+from rlaif.cli.run_inputs import CheckedRun, check_inputs
 from rlaif.cli.services import StackSettings, check_engine, start_stack
 from rlaif.engine.settings import EngineKind
 from rlaif.runtime.artifacts import atomic_write_text
