@@ -38,6 +38,8 @@ LOADS = (1, 8, 64)
 """Callers at which latencies are taken."""
 LONGEST_COMPLETION = 96
 STATIC_BATCHES = (8, 32)
+STATIC_SHARE = 2
+"""Plain batches get every second completion of a repetition: a rate needs no more, and they take most of the time."""
 BATCH_TOKENS = 4096
 POLICY = "policies/bench"
 REWARD_MODEL = "rewardModels/bench"
@@ -103,9 +105,10 @@ async def bench_sampler(folder: Path, options: argparse.Namespace) -> Figures:
             batch = asks(options.completions)
             figures.add("grpc", await tokens_per_second(sample_over_grpc(sampler.target, batch, SAMPLER_CALLERS)))
             figures.add("engine", await tokens_per_second(sample_with_engine(engine, batch)))
+            part = batch[::STATIC_SHARE]
             for rows in STATIC_BATCHES if model is not None else ():
-                prompts = [list(engine.encode_chat([Message("user", ask.prompt)])) for ask in batch]
-                figures.add(f"static_generate_{rows}", static_generate(model, prompts, batch, rows=rows))
+                prompts = [list(engine.encode_chat([Message("user", ask.prompt)])) for ask in part]
+                figures.add(f"static_generate_{rows}", static_generate(model, prompts, part, rows=rows))
             figures.tell(options.repetitions)
         figures.compare(f"sampler_grpc_vs_engine_{kind}", "grpc", "engine")
         if model is not None:
