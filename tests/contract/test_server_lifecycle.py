@@ -117,7 +117,8 @@ async def test_a_reflection_stream_left_open_does_not_hold_up_the_drain() -> Non
 
 async def test_a_port_in_use_is_refused_whether_for_calls_or_metrics() -> None:
     async with serving(toy_service(ToySampler()), ListenSettings()) as first:
-        for field, taken in (("address", first.address), ("metrics_address", first.metrics_address)):
+        taken_by_first = (first.address, first.metrics_address, first.address)
+        for field, taken in zip(("address", "metrics_address", "health_address"), taken_by_first, strict=True):
             with pytest.raises(SettingsError, match="the port is in use") as caught:
                 async with serving(toy_service(ToySampler()), ListenSettings.model_validate({field: taken})):
                     pytest.fail("two servers on one port")

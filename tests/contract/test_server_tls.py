@@ -8,18 +8,20 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rlaif.client.channel import open_aio_channel
 from rlaif.core.errors import SettingsError, UnavailableError
-from rlaif.runtime.server import serving
+from rlaif.runtime.server import Server, serving
 from rlaif.runtime.settings import ClientSettings, ListenSettings, TlsSettings
 from rlaif.v1 import sampler_service_pb2 as pb
 from rlaif.v1 import sampler_service_pb2_grpc
-from toy_service import ToySampler, toy_service
+from toy_service import NAME, ToySampler, toy_service
 
 Key = ec.EllipticCurvePrivateKey
 
@@ -113,3 +115,23 @@ async def test_a_key_that_is_not_the_certificates_is_refused_at_start(files: Fil
     with pytest.raises(SettingsError, match=r"listen\.tls"):
         async with serving(toy_service(ToySampler()), ListenSettings(metrics_address=None, tls=tls)):
             pytest.fail("served with a wrong key")
+
+
+async def test_probes_that_speak_no_tls_read_health_on_a_port_that_serves_nothing_else(files: Files) -> None:
+    settings = listen(files).model_copy(update={"health_address": "127.0.0.1:0"})
+    server = Server(toy_service(ToySampler()), settings)
+    await server.bind()
+    assert server.health_address is not None
+    async with grpc.aio.insecure_channel(server.health_address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service=NAME)
+        assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        await server.start()
+        assert (await health.Check(request)).status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await sampler_service_pb2_grpc.SamplerServiceStub(channel).GetPolicy(pb.GetPolicyRequest())
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        watch = health.Watch(request)
+        assert (await anext(aiter(watch))).status == health_pb2.HealthCheckResponse.SERVING
+        await server.stop()
+        assert [answer.status async for answer in watch] == [health_pb2.HealthCheckResponse.NOT_SERVING]

@@ -32,6 +32,8 @@ _log = EventLogger(__name__)
 _FLUSH_SECONDS = 0.5
 # How often a service is asked whether it should get calls.
 _READINESS_SECONDS = 1.0
+# Calls at a time on the port for probes, which anyone who reaches it may make.
+_MAX_PROBES = 32
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,13 @@ async def serving(service: Service, listen: ListenSettings) -> AsyncIterator[Ser
 
 
 class Server:
-    """A service bound to its ports. `address` and `metrics_address` are set by `bind`."""
+    """A service bound to its ports. `address`, `metrics_address` and `health_address` are set by `bind`."""
 
     def __init__(self, service: Service, listen: ListenSettings) -> None:
         self._service = service
         self._listen = listen
         self._grpc: grpc.aio.Server | None = None
+        self._probed: grpc.aio.Server | None = None
         self._metrics: asyncio.Server | None = None
         self._health = Health(service.grpc_services)
         self._readiness: asyncio.Task[None] | None = None
@@ -101,6 +104,7 @@ class Server:
         )
         self.address = ""
         self.metrics_address: str | None = None
+        self.health_address: str | None = None
 
     async def bind(self) -> None:
         """Takes the ports and announces them; health answers NOT_SERVING from here on."""
@@ -109,10 +113,13 @@ class Server:
         self._service.register(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([*names, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)
-        self.address = _bind(server, listen)
+        credentials = _credentials(listen.tls) if listen.tls else None
+        self.address = _bind(server, listen.address, key="listen.address", credentials=credentials)
         self._grpc = server
         if listen.metrics_address:
             self.metrics_address = await self._bind_metrics(listen.metrics_address)
+        if listen.health_address:
+            self.health_address = await self._bind_health(listen.health_address)
         await server.start()
         self._announce()
         _warn_if_open(self._service.name, listen)
@@ -148,6 +155,9 @@ class Server:
         if self._grpc is not None:
             await self._drain(self._grpc)
         await self._service.stop()
+        if self._probed is not None:
+            # Last, so that probes read "not serving" while calls in flight finish.
+            await self._probed.stop(0)
         if self._metrics is not None:
             self._metrics.close()
         if self._listen.announce_path is not None and self.address:
@@ -171,6 +181,14 @@ class Server:
             raise cannot_listen(address, key="listen.metrics_address", error=error) from error
         return join_address(host, bound)
 
+    async def _bind_health(self, address: str) -> str:
+        server = grpc.aio.server(options=_options(self._listen), maximum_concurrent_rpcs=_MAX_PROBES)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        bound = _bind(server, address, key="listen.health_address", credentials=None)
+        self._probed = server
+        await server.start()
+        return bound
+
     def _announce(self) -> None:
         if self._listen.announce_path is None:
             return
@@ -178,6 +196,7 @@ class Server:
             "service": self._service.name,
             "address": self.address,
             "metrics_address": self.metrics_address,
+            "health_address": self.health_address,
             "pid": os.getpid(),
         }
         atomic_write_text(self._listen.announce_path, json.dumps(announcement) + "\n")
@@ -230,18 +249,16 @@ def _watch_signals() -> asyncio.Event:
     return told_to_stop
 
 
-def _bind(server: grpc.aio.Server, listen: ListenSettings) -> str:
-    key = "listen.address"
-    credentials = _credentials(listen.tls) if listen.tls else None
-    check_free(listen.address, key=key)
+def _bind(server: grpc.aio.Server, address: str, *, key: str, credentials: grpc.ServerCredentials | None) -> str:
+    check_free(address, key=key)
     try:
         if credentials is None:
-            port = server.add_insecure_port(listen.address)
+            port = server.add_insecure_port(address)
         else:
-            port = server.add_secure_port(listen.address, credentials)
+            port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise SettingsError(f"cannot listen on {listen.address} ({key})", reason="CANNOT_LISTEN", field=key) from error
-    return join_address(split_address(listen.address)[0], port)
+        raise SettingsError(f"cannot listen on {address} ({key})", reason="CANNOT_LISTEN", field=key) from error
+    return join_address(split_address(address)[0], port)
 
 
 def _credentials(tls: TlsSettings) -> grpc.ServerCredentials:

@@ -45,6 +45,11 @@ class ListenSettings(SettingsModel):
     """Where gRPC listens, host:port; port 0 takes a free one."""
     metrics_address: str | None = "127.0.0.1:0"
     """Where Prometheus reads /metrics, host:port; null for nowhere."""
+    health_address: str | None = None
+    """Where grpc.health.v1 alone is served, always in plaintext, host:port; null for nowhere.
+
+    For probes that speak no TLS, as the kubelet's; health is served on `address` too.
+    """
     announce_path: Path | None = None
     """File that gets the bound addresses and the process id as JSON."""
     tls: TlsSettings | None = None
@@ -60,7 +65,7 @@ class ListenSettings(SettingsModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severe record that is logged."""
 
-    @field_validator("address", "metrics_address")
+    @field_validator("address", "metrics_address", "health_address")
     @classmethod
     def _is_an_address(cls, value: str | None) -> str | None:
         if value is not None:
