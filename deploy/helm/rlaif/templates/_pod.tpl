@@ -1,0 +1,209 @@
+{{/* The pod of a service. */}}
+
+{{- define "rlaif.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: {{ .user }}
+runAsGroup: {{ .user }}
+fsGroup: {{ .user }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "rlaif.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/* (root, values) → the pod settings of all, with those of one service on top. */}}
+{{- define "rlaif.podValues" -}}
+{{- mergeOverwrite (deepCopy .root.Values.pod) (deepCopy .values.pod) | toYaml -}}
+{{- end }}
+
+{{/* (root, component, pod) → where pods of the component run. */}}
+{{- define "rlaif.placement" -}}
+{{- $selector := include "rlaif.selectorLabels" . | fromYaml }}
+{{- with .pod.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with .pod.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .pod.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .pod.topologySpreadConstraints }}
+topologySpreadConstraints:
+{{- range . }}
+  - {{- merge (deepCopy .) (dict "labelSelector" (dict "matchLabels" $selector) "matchLabelKeys" (list "pod-template-hash")) | toYaml | nindent 4 }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* (root, component, values, config, module, health, image, env, volumes, mounts, initContainers, files) → Deployment.
+
+The last five may be left out. `config` is the YAML file's content, `files` are others beside it. */}}
+{{- define "rlaif.deployment" -}}
+{{- $root := .root }}
+{{- $values := .values }}
+{{- $pod := include "rlaif.podValues" . | fromYaml }}
+{{- $gpus := int ($values.gpus | default 0) }}
+{{- $gpu := $root.Values.gpu }}
+{{- $autoscaling := dig "autoscaling" "kind" "none" $values }}
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{- include "rlaif.metadata" . | nindent 2 }}
+spec:
+  {{- if eq $autoscaling "none" }}
+  replicas: {{ $values.replicas }}
+  {{- end }}
+  revisionHistoryLimit: 5
+  progressDeadlineSeconds: {{ add $values.startSeconds 600 }}
+  strategy:
+    type: RollingUpdate
+    rollingUpdate: {{- toYaml $values.rollout | nindent 6 }}
+  selector:
+    matchLabels: {{- include "rlaif.selectorLabels" . | nindent 6 }}
+  template:
+    metadata:
+      labels: {{- mergeOverwrite (deepCopy $pod.labels) (include "rlaif.labels" . | fromYaml) | toYaml | nindent 8 }}
+      annotations: {{- mergeOverwrite (deepCopy $pod.annotations) (dict "checksum/settings" (printf "%s%s" .config (.files | default dict | toJson) | sha256sum)) | toYaml | nindent 8 }}
+    spec:
+      serviceAccountName: {{ include "rlaif.componentName" . }}
+      automountServiceAccountToken: false
+      enableServiceLinks: false
+      terminationGracePeriodSeconds: {{ add $values.drainSeconds 15 }}
+      {{- include "rlaif.pullSecrets" . | indent 6 }}
+      securityContext: {{- include "rlaif.podSecurity" (dict "user" 65532) | nindent 8 }}
+      {{- $runtimeClass := $pod.runtimeClassName | default (ternary $gpu.runtimeClassName "" (gt $gpus 0)) }}
+      {{- $tolerations := concat $pod.tolerations (ternary $gpu.tolerations list (gt $gpus 0)) }}
+      {{- include "rlaif.placement" (dict "root" $root "component" .component "pod" $pod "runtimeClassName" $runtimeClass "tolerations" $tolerations) | indent 6 }}
+      {{- with .initContainers }}
+      initContainers: {{- . | nindent 8 }}
+      {{- end }}
+      containers:
+        - name: {{ .component }}
+          image: {{ include "rlaif.image" (dict "root" $root "image" .image "gpu" (gt $gpus 0)) }}
+          imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+          command: [python, -m, {{ .module }}]
+          args: [--config, /etc/rlaif/{{ .component }}.yaml]
+          ports:
+            - {name: grpc, containerPort: 50051}
+            - {name: health, containerPort: 50052}
+            - {name: metrics, containerPort: 9090}
+          env:
+            - {name: HOME, value: /var/lib/rlaif}
+            - {name: TOKENIZERS_PARALLELISM, value: "false"}
+            - {name: MALLOC_ARENA_MAX, value: "2"}
+            # Threads that wait sleep soon: several pods share a node's cores.
+            - {name: OMP_WAIT_POLICY, value: PASSIVE}
+            - name: OMP_NUM_THREADS
+              valueFrom: {resourceFieldRef: {containerName: {{ .component }}, resource: limits.cpu}}
+            {{- with .env }}
+            {{- . | nindent 12 }}
+            {{- end }}
+            {{- with $pod.extraEnv }}
+            {{- toYaml . | nindent 12 }}
+            {{- end }}
+          {{- with $pod.extraEnvFrom }}
+          envFrom: {{- toYaml . | nindent 12 }}
+          {{- end }}
+          # Loading weights takes what it takes; after that, ready says "send calls", live says "do not restart".
+          startupProbe:
+            grpc: {port: 50052, service: {{ .health }}}
+            periodSeconds: 5
+            timeoutSeconds: 2
+            failureThreshold: {{ max 1 (div (int $values.startSeconds) 5) }}
+          readinessProbe:
+            grpc: {port: 50052, service: {{ .health }}}
+            periodSeconds: 5
+            timeoutSeconds: 2
+            failureThreshold: 2
+          livenessProbe:
+            grpc: {port: 50052, service: liveness}
+            periodSeconds: 10
+            timeoutSeconds: 5
+            failureThreshold: 6
+          resources: {{- include "rlaif.resources" (dict "values" $values "gpu" $gpu) | nindent 12 }}
+          securityContext: {{- include "rlaif.containerSecurity" . | nindent 12 }}
+          volumeMounts:
+            - {name: settings, mountPath: /etc/rlaif, readOnly: true}
+            - {name: tmp, mountPath: /tmp}
+            - {name: state, mountPath: /var/lib/rlaif}
+            {{- include "rlaif.secretMounts" $root | indent 12 }}
+            {{- with .mounts }}
+            {{- . | nindent 12 }}
+            {{- end }}
+            {{- if gt $gpus 1 }}
+            - {name: shm, mountPath: /dev/shm}
+            {{- end }}
+            {{- with $pod.extraVolumeMounts }}
+            {{- toYaml . | nindent 12 }}
+            {{- end }}
+      volumes:
+        - name: settings
+          configMap: {name: {{ include "rlaif.componentName" . }}}
+        - name: tmp
+          emptyDir: {}
+        {{- if not (contains "name: state" (.volumes | default "")) }}
+        - name: state
+          emptyDir: {}
+        {{- end }}
+        {{- include "rlaif.secretVolumes" $root | indent 8 }}
+        {{- with .volumes }}
+        {{- . | nindent 8 }}
+        {{- end }}
+        {{- if gt $gpus 1 }}
+        # GPUs of one pod exchange tensors through shared memory.
+        - name: shm
+          emptyDir: {medium: Memory, sizeLimit: 8Gi}
+        {{- end }}
+        {{- with $pod.extraVolumes }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
+{{- end }}
+
+{{/* (values, gpu) → resources, GPUs included. */}}
+{{- define "rlaif.resources" -}}
+{{- $resources := deepCopy .values.resources }}
+{{- $gpus := int (.values.gpus | default 0) }}
+{{- if gt $gpus 0 }}
+{{- $resources = mergeOverwrite $resources (dict "limits" (dict .gpu.resource $gpus) "requests" (dict .gpu.resource $gpus)) }}
+{{- end }}
+{{- toYaml $resources }}
+{{- end }}
+
+{{/* Secrets are whole folders, not files, so that a rotated one reaches the process. */}}
+{{- define "rlaif.secretVolumes" -}}
+{{- if .Values.tls.enabled }}
+- name: tls
+  secret: {secretName: {{ .Values.tls.existingSecret }}, defaultMode: 0440}
+{{- end }}
+{{- with .Values.tokens.existingSecret }}
+- name: tokens
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- with .Values.tokens.clientSecret }}
+- name: token
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- end }}
+
+{{- define "rlaif.secretMounts" -}}
+{{- if .Values.tls.enabled }}
+- {name: tls, mountPath: /run/secrets/rlaif/tls, readOnly: true}
+{{- end }}
+{{- if .Values.tokens.existingSecret }}
+- {name: tokens, mountPath: /run/secrets/rlaif/tokens, readOnly: true}
+{{- end }}
+{{- if .Values.tokens.clientSecret }}
+- {name: token, mountPath: /run/secrets/rlaif/token, readOnly: true}
+{{- end }}
+{{- end }}

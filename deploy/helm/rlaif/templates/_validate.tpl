@@ -1,0 +1,122 @@
+{{/* What values.schema.json cannot say in a sentence: combinations that would not work. All are told at once. */}}
+{{- define "rlaif.validate" -}}
+{{- $found := list }}
+{{- range $name := list "sampler" "judge" "evaluator" }}
+{{- $values := index $.Values $name }}
+{{- if dig "enabled" true $values }}
+{{- $found = concat $found (include "rlaif.validateModel" (dict "root" $ "name" $name "values" $values) | fromJsonArray) }}
+{{- end }}
+{{- end }}
+{{- range $name := list "sampler" "judge" "evaluator" "reward" "oversight" }}
+{{- $found = concat $found (include "rlaif.validateScale" (dict "root" $ "name" $name "values" (index $.Values $name)) | fromJsonArray) }}
+{{- end }}
+{{- $found = concat $found (include "rlaif.validateJudges" . | fromJsonArray) }}
+{{- $found = concat $found (include "rlaif.validateStorage" . | fromJsonArray) }}
+{{- $found = concat $found (include "rlaif.validateAccess" . | fromJsonArray) }}
+{{- if $found }}
+{{- fail (printf "\n  - %s" (join "\n  - " $found)) }}
+{{- end }}
+{{- end }}
+
+{{/* (root, name, values) → what is wrong with a service's model, engine and GPUs, as a JSON list of sentences. */}}
+{{- define "rlaif.validateModel" -}}
+{{- $found := list }}
+{{- $name := .name }}
+{{- $model := .values.model }}
+{{- $gpus := int .values.gpus }}
+{{- $mounts := (include "rlaif.podValues" . | fromYaml).extraVolumeMounts }}
+{{- if not $model }}
+{{- $found = append $found (printf "%s.model is required: a folder below /rlaif, a URI such as s3://bucket/model, a Hugging Face id, or playground for the shipped tiny one" $name) }}
+{{- else if and (hasPrefix "/rlaif/" $model) (not .root.Values.runs.enabled) }}
+{{- $found = append $found (printf "%s.model %s lies on the volume of runs, which runs.enabled=false leaves out" $name $model) }}
+{{- else if and (hasPrefix "/" $model) (not (hasPrefix "/rlaif/" $model)) (not $mounts) }}
+{{- $found = append $found (printf "%s.model %s is a folder that no pod has: put it below /rlaif, or mount it with %s.pod.extraVolumes and %s.pod.extraVolumeMounts" $name $model $name $name) }}
+{{- end }}
+{{- if and (eq .values.engine "vllm") (eq $gpus 0) }}
+{{- $found = append $found (printf "%s.engine vllm needs %s.gpus of 1 or more: the image for CPUs has transformers only, so set %s.engine to hf there" $name $name $name) }}
+{{- else if and (eq .values.engine "hf") (gt $gpus 1) }}
+{{- $found = append $found (printf "%s.engine hf runs a model on one GPU, and %s.gpus is %d: set it to 1, or the engine to vllm" $name $name $gpus) }}
+{{- else if and (eq .values.engine "openai") (gt $gpus 0) }}
+{{- $found = append $found (printf "%s.engine openai asks a server elsewhere and needs no GPU here: set %s.gpus to 0" $name $name) }}
+{{- end }}
+{{- toJson $found }}
+{{- end }}
+
+{{/* (root, name, values) → what is wrong with its number of replicas and how they are replaced. */}}
+{{- define "rlaif.validateScale" -}}
+{{- $found := list }}
+{{- $name := .name }}
+{{- $rollout := .values.rollout }}
+{{- if and (eq (toString $rollout.maxSurge) "0") (eq (toString $rollout.maxUnavailable) "0") }}
+{{- $found = append $found (printf "%s.rollout: maxSurge and maxUnavailable are both 0, so no pod could ever be replaced; set one of them to 1" $name) }}
+{{- end }}
+{{- with .values.autoscaling }}
+{{- if gt (int .minReplicas) (int .maxReplicas) }}
+{{- $found = append $found (printf "%s.autoscaling: minReplicas %d is above maxReplicas %d" $name (int .minReplicas) (int .maxReplicas)) }}
+{{- end }}
+{{- if and (eq .kind "keda") (not $.root.Values.monitoring.prometheusUrl) }}
+{{- $found = append $found (printf "%s.autoscaling.kind keda needs monitoring.prometheusUrl: queue depths are asked there" $name) }}
+{{- end }}
+{{- end }}
+{{- if eq $name "reward" }}
+{{- $most := ternary (int .values.replicas) (int .values.autoscaling.maxReplicas) (eq .values.autoscaling.kind "none") }}
+{{- if and (gt $most 1) (not (dig "reward_models" dict .values.settings)) }}
+{{- $found = append $found "reward: a reward model that a run loads is known to the one replica that was asked; keep replicas at 1 and autoscaling.kind at none, or name the models in reward.settings.reward_models, which every replica loads" }}
+{{- end }}
+{{- end }}
+{{- toJson $found }}
+{{- end }}
+
+{{/* (root) → what is wrong with constitutions and the second judge. */}}
+{{- define "rlaif.validateJudges" -}}
+{{- $found := list }}
+{{- $shipped := list "code-review" "harmless-only" "helpful-harmless" "playground" "summarisation" }}
+{{- range $name := list "judge" "evaluator" }}
+{{- range (index $.Values $name).constitutions }}
+{{- if not (or (has . $shipped) (hasKey $.Values.constitutions .) (hasPrefix "/" .)) }}
+{{- $found = append $found (printf "%s.constitutions: %s is neither a key of constitutions nor shipped (%s)" $name . (join ", " $shipped)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and .Values.evaluator.enabled .Values.evaluator.model (eq .Values.evaluator.model .Values.judge.model) }}
+{{- $found = append $found "evaluator.model is the judge's: an evaluation by the judge whose labels trained the policy is no evidence; name another model, or set evaluator.enabled to false" }}
+{{- end }}
+{{- toJson $found }}
+{{- end }}
+
+{{/* (root) → what is wrong with database and volumes. */}}
+{{- define "rlaif.validateStorage" -}}
+{{- $found := list }}
+{{- if and .Values.postgresql.enabled .Values.database.existingSecret }}
+{{- $found = append $found "database.existingSecret names your PostgreSQL and postgresql.enabled starts one of the chart's: keep one of the two" }}
+{{- else if not (or .Values.postgresql.enabled .Values.database.existingSecret) }}
+{{- $found = append $found "the ledger needs a database: set database.existingSecret to a Secret with postgresql+psycopg://user:password@host/database under the key url, or postgresql.enabled=true for a trial" }}
+{{- end }}
+{{- if include "rlaif.artifactsOnVolume" . }}
+{{- if not (hasPrefix "/rlaif/" .Values.artifacts.root) }}
+{{- $found = append $found (printf "artifacts.root %s: a folder must lie on the volume of runs, for example /rlaif/artifacts; object storage is s3://bucket/prefix or gs://bucket/prefix" .Values.artifacts.root) }}
+{{- else if not .Values.runs.enabled }}
+{{- $found = append $found (printf "artifacts.root %s lies on the volume of runs, which runs.enabled=false leaves out: give s3://bucket/prefix, or enable it" .Values.artifacts.root) }}
+{{- end }}
+{{- end }}
+{{- toJson $found }}
+{{- end }}
+
+{{/* (root) → what is wrong with certificates and tokens. */}}
+{{- define "rlaif.validateAccess" -}}
+{{- $found := list }}
+{{- if and .Values.tls.enabled (not .Values.tls.existingSecret) }}
+{{- $found = append $found "tls.enabled needs tls.existingSecret: a Secret with tls.crt, tls.key and ca.crt" }}
+{{- else if and .Values.tls.existingSecret (not .Values.tls.enabled) }}
+{{- $found = append $found "tls.existingSecret is set and tls.enabled is false: the services would speak plaintext; enable it, or leave the Secret out" }}
+{{- end }}
+{{- if and .Values.tls.clientCertificates (not .Values.tls.enabled) }}
+{{- $found = append $found "tls.clientCertificates needs tls.enabled" }}
+{{- end }}
+{{- if and .Values.tokens.existingSecret (not .Values.tokens.clientSecret) }}
+{{- $found = append $found "tokens.existingSecret makes every service ask for a token, and judge and reward would have none: set tokens.clientSecret to a Secret whose key token is one of those listed, with the role caller" }}
+{{- else if and .Values.tokens.clientSecret (not .Values.tokens.existingSecret) }}
+{{- $found = append $found "tokens.clientSecret is a token that no service would ask for: set tokens.existingSecret too" }}
+{{- end }}
+{{- toJson $found }}
+{{- end }}
