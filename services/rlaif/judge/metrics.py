@@ -8,12 +8,11 @@ from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from rlaif.runtime.telemetry import REGISTRY
+from rlaif.runtime.telemetry import REGISTRY, SECONDS_BUCKETS
 from rlaif.v1 import judge_service_pb2, ledger_service_pb2
 
 _REASON = "ABSTENTION_REASON_"
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 @dataclass(frozen=True)
@@ -120,13 +119,13 @@ def judge_metrics() -> JudgeMetrics:
         engine_seconds=Histogram(
             "rlaif_judge_engine_seconds",
             "Time of one engine batch.",
-            buckets=_SECONDS_BUCKETS,
+            buckets=SECONDS_BUCKETS,
             registry=REGISTRY,
         ),
         text_seconds=Histogram(
             "rlaif_judge_text_seconds",
             "Time in which the engine wrote one batch of texts.",
-            buckets=_SECONDS_BUCKETS,
+            buckets=SECONDS_BUCKETS,
             registry=REGISTRY,
         ),
         queue_prompts=Gauge(

@@ -10,9 +10,8 @@ from functools import cache
 from prometheus_client import Counter, Gauge, Histogram
 
 from rlaif.reward.scoring import Reward
-from rlaif.runtime.telemetry import REGISTRY
+from rlaif.runtime.telemetry import REGISTRY, SECONDS_BUCKETS
 
-_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _INPUT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _TOKEN_BUCKETS = (16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
 
@@ -54,7 +53,7 @@ def reward_metrics() -> RewardMetrics:
         batch_seconds=Histogram(
             "rlaif_reward_batch_seconds",
             "Time of one engine batch of trained reward models.",
-            buckets=_SECONDS_BUCKETS,
+            buckets=SECONDS_BUCKETS,
             registry=REGISTRY,
         ),
         batch_inputs=Histogram(
@@ -69,7 +68,7 @@ def reward_metrics() -> RewardMetrics:
         queue_seconds=Histogram(
             "rlaif_reward_queue_seconds",
             "How long a request, or a turn of a long one, waited for its engine batch.",
-            buckets=_SECONDS_BUCKETS,
+            buckets=SECONDS_BUCKETS,
             registry=REGISTRY,
         ),
         queue_tokens=Gauge(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,6 +17,7 @@ from prometheus_client import (
 )
 
 from rlaif.runtime.context import current_trace_id as current_trace_id
+from rlaif.runtime.revision import service_revision
 
 REGISTRY = CollectorRegistry()
 """Where every metric of ours is registered: `Counter("rlaif_judge_labels_total", …, registry=REGISTRY)`."""
@@ -25,30 +27,60 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 ProcessCollector(registry=REGISTRY)
 PlatformCollector(registry=REGISTRY)
 
-# From a null call on loopback (1 ms) to a long batch on a large judge.
-_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+"""Bounds of every histogram of durations: from a null call on loopback to a long batch on a large judge.
+
+Objectives of latency are among them: what lies between two bounds cannot be counted."""
 
 
 @dataclass(frozen=True)
 class RequestMetrics:
-    """Rate, errors and duration of a service's calls."""
+    """Rate, errors and duration of a service's calls, and whether it takes any."""
 
     requests: Counter
     seconds: Histogram
     in_flight: Gauge
+    ready: Gauge
+
+
+@cache
+def build_info() -> Gauge:
+    """Which code runs: always 1, the answer is in the labels."""
+    return Gauge(
+        "rlaif_build_info",
+        "Always 1; which code runs.",
+        ["service", "revision"],
+        registry=REGISTRY,
+    )
 
 
 @cache
 def request_metrics(service: str) -> RequestMetrics:
     """The RED metrics of a service, made once a process."""
+    build_info().labels(service=service, revision=service_revision()).set(1)
     return RequestMetrics(
         requests=Counter(f"rlaif_{service}_requests_total", "Calls answered.", ["method", "code"], registry=REGISTRY),
         seconds=Histogram(
             f"rlaif_{service}_request_seconds",
             "Time from a call's arrival to its last byte handed over.",
             ["method"],
-            buckets=_SECONDS_BUCKETS,
+            buckets=SECONDS_BUCKETS,
             registry=REGISTRY,
         ),
         in_flight=Gauge(f"rlaif_{service}_requests_in_flight", "Calls being served.", registry=REGISTRY),
+        ready=Gauge(f"rlaif_{service}_ready_ratio", "1 while health says SERVING, else 0.", registry=REGISTRY),
     )
+
+
+class Follower:
+    """Raises a counter to a total that something else keeps; called whenever the total may have grown."""
+
+    def __init__(self, counter: Counter, total: Callable[[], float]) -> None:
+        self._counter, self._total = counter, total
+        self._seen = 0.0
+
+    def __call__(self) -> None:
+        """Counts what came since the last call."""
+        total = self._total()
+        self._counter.inc(total - self._seen)
+        self._seen = total

@@ -7,10 +7,9 @@ from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from rlaif.runtime.telemetry import REGISTRY
+from rlaif.runtime.telemetry import REGISTRY, SECONDS_BUCKETS
 
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def sampler_metrics() -> SamplerMetrics:
         queue_wait_seconds=Histogram(
             "rlaif_sampler_queue_wait_seconds",
             "Time of a request from its arrival until the engine gets it.",
-            buckets=_SECONDS_BUCKETS,
+            buckets=SECONDS_BUCKETS,
             registry=REGISTRY,
         ),
         call_completions=Histogram(
@@ -64,7 +63,7 @@ def sampler_metrics() -> SamplerMetrics:
         engine_seconds=Histogram(
             "rlaif_sampler_engine_seconds",
             "Time of one call of the engine, its wait for a place in the batch included.",
-            buckets=_SECONDS_BUCKETS,
+            buckets=SECONDS_BUCKETS,
             registry=REGISTRY,
         ),
         policy_version=Gauge(
@@ -76,7 +75,7 @@ def sampler_metrics() -> SamplerMetrics:
         policy_load_seconds=Histogram(
             "rlaif_sampler_policy_load_seconds",
             "Time to check a published version and swap it in, the wait for samples in flight included.",
-            buckets=_SECONDS_BUCKETS,
+            buckets=SECONDS_BUCKETS,
             registry=REGISTRY,
         ),
         sync_failures=Counter(
