@@ -13,7 +13,7 @@ import asyncio
 import shutil
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,16 +72,17 @@ def main() -> int:
     folder = (options.out / f"engines-{options.engine}").absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    found: dict[str, Any] = {}
+    parts: dict[str, Callable[[], Coroutine[Any, Any, Figures]]] = {}
     if options.only != "reward":
         make_model(folder / "policy")
-        found[f"sampler_{options.engine}"] = asyncio.run(bench_sampler(folder, options))
+        parts[f"sampler_{options.engine}"] = lambda: bench_sampler(folder, options)
     if options.only != "sampler" and options.engine == "hf":
         make_model(folder / "reward_model", reward_model=True)
-        found["reward"] = asyncio.run(bench_reward(folder, options))
-    for figures in found.values():
-        print("\n".join(figures.lines()))
-    merge_json(options.out / "engines.json", {name: figures.as_json() for name, figures in found.items()})
+        parts["reward"] = lambda: bench_reward(folder, options)
+    for name, part in parts.items():
+        figures = asyncio.run(part())
+        print("\n".join(figures.lines()), flush=True)
+        merge_json(options.out / "engines.json", {name: figures.as_json()})
     return 0
 
 
