@@ -20,6 +20,8 @@ _LEAST_SECONDS = 0.05
 
 _SERVICE_CONFIG = json.dumps(
     {
+        # Where a name stands for several replicas, each gets its share of the calls; a retry goes to another one.
+        "loadBalancingConfig": [{"round_robin": {}}],
         "methodConfig": [
             {
                 "name": [{}],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -13,19 +13,27 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
+LIVENESS: Final = "liveness"
+"""Name that says SERVING for as long as the process answers at all: while it loads, is behind or drains, too."""
+
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated without types
-    """Says whether this process serves, as a whole ("") and by service name.
+    """Says whether this process serves, as a whole ("") and by service name, and whether it lives.
 
     Not the servicer that ships with grpcio: that one forgets all watchers of a name when the first of them leaves,
     and keeps Watch streams open while the server drains.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._names = {"", *names}
+        self._names = {"", LIVENESS, *names}
         self._serving = False
         self._closed = False
         self._changed = asyncio.Condition()
+
+    @property
+    def serving(self) -> bool:
+        """What it answers now."""
+        return self._serving
 
     async def set_serving(self, *, serving: bool) -> None:
         """Answers SERVING or NOT_SERVING from now on; after `close` nothing changes any more."""
@@ -65,4 +73,4 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
     def _status(self, name: str) -> int:
         if name not in self._names:
             return int(_UNKNOWN)
-        return int(_SERVING if self._serving else _NOT_SERVING)
+        return int(_SERVING if self._serving or name == LIVENESS else _NOT_SERVING)
