@@ -19,6 +19,7 @@ from rlaif.core.quality import GateLimits
 from rlaif.playground.paths import JUDGE_DIR, POLICY_DIR
 from rlaif.runtime.settings import SettingsModel
 from rlaif.runtime.store import ArtifactRoot
+from rlaif_pipelines.jobs.settings import JobSettings
 from rlaif_pipelines.training.config.common import EngineSettings
 from rlaif_pipelines.training.config.dpo import PreferenceLoss
 from rlaif_pipelines.training.config.pairs import LabelFile
@@ -283,6 +284,8 @@ class RunSettings(SettingsModel):
     """How DeepSpeed runs the models it trains."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """Held-out evaluation."""
+    jobs: JobSettings = JobSettings()
+    """Where trainings run."""
 
     @model_validator(mode="before")
     @classmethod
@@ -367,7 +370,7 @@ class RunSettings(SettingsModel):
     @property
     def policy_name(self) -> str:
         """Resource name of the policy this run trains; runs that would train differently have different names."""
-        elsewhere = {"out", "artifact_root", "evaluator", "evaluation", "gate", "rounds"}
+        elsewhere = {"out", "artifact_root", "evaluator", "evaluation", "gate", "rounds", "jobs"}
         shaping = self.model_dump(mode="json", exclude=elsewhere)
         labels = self.human_labels.path if self.human_labels else None
         named = (self.prompts, Path(self.constitution), labels)

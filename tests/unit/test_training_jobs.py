@@ -15,6 +15,7 @@ import pytest
 
 from rlaif_pipelines.jobs import local
 from rlaif_pipelines.jobs.local import JobSpec, run_job
+from rlaif_pipelines.training.termination import read_termination, tell_termination
 
 SOURCES = os.pathsep.join(path for path in sys.path if path)
 
@@ -83,6 +84,35 @@ def test_lines_are_handed_on_as_they_come(job: Callable[..., JobSpec]) -> None:
     lines: list[str] = []
     run_job(job("print('one'); print('two')"), on_line=lines.append)
     assert lines == ["one", "two"]
+
+
+def test_a_job_that_takes_too_long_is_stopped_and_says_which_setting(job: Callable[..., JobSpec]) -> None:
+    result = run_job(job("import time; time.sleep(60)"), timeout_seconds=0.1)
+    assert (result.exit_code, result.reason) == (1, "TIMEOUT")
+    assert result.last_words == "did not end within 0.1 s and was stopped; raise jobs.timeout_seconds"
+
+
+def test_the_last_word_is_written_into_the_empty_file_that_a_pod_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "termination-log"
+    path.touch()
+    monkeypatch.setenv("RLAIF_TERMINATION_LOG", str(path))
+    tell_termination(3, "KL is 7.1 nats")
+    tell_termination(1, "a peer went away")
+    assert read_termination(path) == (3, "KL is 7.1 nats")
+
+
+def test_a_long_last_word_stays_readable_in_the_bytes_that_kubernetes_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "termination-log"
+    monkeypatch.setenv("RLAIF_TERMINATION_LOG", str(path))
+    tell_termination(1, '"ü\n' * 2000)
+    assert path.stat().st_size <= 4096
+    told = read_termination(path)
+    assert told is not None
+    assert told[1].startswith('"ü')
 
 
 def test_an_exception_here_ends_the_job_and_what_it_started(job: Callable[..., JobSpec], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rlaif_pipelines.jobs.spec import JobResult, JobSpec
+from rlaif_pipelines.jobs.words import last_telling_line
 from rlaif_pipelines.training.termination import TERMINATION_VARIABLE, read_termination
 
 __all__ = ["JobResult", "JobSpec", "run_job"]
@@ -24,7 +25,9 @@ _TAIL_BYTES = 64 * 1024
 _RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def run_job(spec: JobSpec, *, on_line: Callable[[str], None] | None = None) -> JobResult:
+def run_job(
+    spec: JobSpec, *, timeout_seconds: float = math.inf, on_line: Callable[[str], None] | None = None
+) -> JobResult:
     """Runs the job to its end and says how it ended; `on_line` gets each line of its output as it comes.
 
     The job has a process group of its own. The group is killed when this call ends, also by an exception or Ctrl-C.
@@ -44,12 +47,16 @@ def run_job(spec: JobSpec, *, on_line: Callable[[str], None] | None = None) -> J
             process_group=0,
         )
     try:
-        _wait(process, log_path=spec.log_path, start=start, on_line=on_line)
+        ended = _wait(process, log_path=spec.log_path, start=start, timeout_seconds=timeout_seconds, on_line=on_line)
     finally:
         _end_group(process)
+    if not ended:
+        told = f"did not end within {timeout_seconds:g} s and was stopped; raise jobs.timeout_seconds"
+        return JobResult(1, told, time.perf_counter() - began, spec.log_path, reason="TIMEOUT")
     exit_code, last_words = _ending(process.returncode, spec=spec, start=start, termination=termination)
     termination.unlink(missing_ok=True)
-    return JobResult(exit_code, last_words, time.perf_counter() - began, spec.log_path)
+    reason = "DONE" if exit_code == 0 else "KILLED" if exit_code < 0 else "ENDED"
+    return JobResult(exit_code, last_words, time.perf_counter() - began, spec.log_path, reason=reason)
 
 
 def _command(spec: JobSpec) -> list[str]:
@@ -74,17 +81,24 @@ def _environment(spec: JobSpec, *, termination: Path) -> dict[str, str]:
 
 
 def _wait(
-    process: subprocess.Popen[bytes], *, log_path: Path, start: int, on_line: Callable[[str], None] | None
-) -> None:
-    if on_line is None:
-        process.wait()
-        return
+    process: subprocess.Popen[bytes],
+    *,
+    log_path: Path,
+    start: int,
+    timeout_seconds: float,
+    on_line: Callable[[str], None] | None,
+) -> bool:
+    """Whether it ended in time."""
+    deadline = time.monotonic() + timeout_seconds
     lines = _follow(log_path, start=start)
-    while process.poll() is None:
+    while True:
+        ended = process.poll() is not None
+        for line in next(lines) if on_line else ():
+            on_line(line)
+        if ended or time.monotonic() > deadline:
+            return ended
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=_LINE_SECONDS)
-        for line in next(lines):
-            on_line(line)
 
 
 def _follow(path: Path, *, start: int) -> Iterator[list[str]]:
@@ -125,19 +139,6 @@ def _ending(exit_code: int, *, spec: JobSpec, start: int, termination: Path) -> 
 
 
 def _last_line(path: Path, *, start: int) -> str:
-    """The last line that says something; of a JSON line its message."""
     with path.open("rb") as log:
         log.seek(max(start, path.stat().st_size - _TAIL_BYTES))
-        lines = log.read().decode(errors="replace").splitlines()
-    for line in reversed(lines):
-        if any(character.isalnum() for character in line):
-            return _message(line.strip())
-    return ""
-
-
-def _message(line: str) -> str:
-    try:
-        event = json.loads(line)
-    except json.JSONDecodeError:
-        return line
-    return str(event.get("message", line)) if isinstance(event, dict) else line
+        return last_telling_line(log.read().decode(errors="replace"))

@@ -5,8 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from rlaif_pipelines.training.config.verbs import Verb
+
+JobReason = Literal[
+    "DONE",
+    "ENDED",
+    "TIMEOUT",
+    "REFUSED",
+    "UNSCHEDULABLE",
+    "NOT_STARTED",
+    "IMAGE_PULL",
+    "CONTAINER_CONFIG",
+    "OUT_OF_MEMORY",
+    "KILLED",
+    "DISRUPTED",
+    "PEER_LOST",
+    "DELETED",
+    "UNREACHABLE",
+]
+"""Why a job ended; ENDED stands for the training's own word."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +36,11 @@ class JobSpec:
     config_path: Path
     log_path: Path
     num_processes: int = 1
-    """Processes that train together; more than one go through torchrun."""
+    """Processes that train together on a machine; more than one go through torchrun."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables on top of this process's own."""
+    """Variables on top of this process's own; on a cluster the only ones."""
+    name: str = "training"
+    """What the training is for, as part of the job's name there: the stage."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +51,8 @@ class JobResult:
     last_words: str
     seconds: float
     log_path: Path
+    reason: JobReason = "ENDED"
+    attempts: int = 1
 
     @property
     def done(self) -> bool:

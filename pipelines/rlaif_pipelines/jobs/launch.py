@@ -1,0 +1,20 @@
+"""One way to run a training, wherever the settings say: a process here, a TrainJob, an Indexed Job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rlaif.core.errors import SettingsError
+from rlaif_pipelines.jobs.local import run_job
+from rlaif_pipelines.jobs.settings import JobSettings
+from rlaif_pipelines.jobs.spec import JobResult, JobSpec
+
+
+def launch(spec: JobSpec, settings: JobSettings, *, on_line: Callable[[str], None] | None = None) -> JobResult:
+    """Runs the job to its end and says how it ended; `on_line` gets each line of its output as it comes.
+
+    Nothing of it is left when this call ends, also by an exception, Ctrl-C or SIGTERM turned into SystemExit.
+    """
+    if settings.on_cluster:
+        raise SettingsError("trainings on a cluster come with the next change", field="jobs.launcher")
+    return run_job(spec, timeout_seconds=settings.timeout_seconds, on_line=on_line)
