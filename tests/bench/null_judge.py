@@ -11,6 +11,7 @@ from rlaif.engine.protocol import (
     ChoiceLogprobs,
     ChoiceRequest,
     EngineUsage,
+    EngineWork,
     GenerateRequest,
     Generation,
     ModelIdentity,
@@ -35,6 +36,8 @@ class NullEngine:
         choice_logprobs=True, constraints=False, loads_weights=False, loads_adapters=False, repeatable=True
     )
     usage = EngineUsage(running_completions=0, waiting_completions=0)
+    work = EngineWork()
+    num_gpus = 0
 
     def encode_chat(self, messages: Sequence[Message]) -> TokenIds:
         """Bytes of all turns."""

@@ -374,3 +374,19 @@ async def test_constrained_completions_are_what_the_constraint_says_or_refused(
             assert re.fullmatch(constraint.regex, generation.text)
         else:
             assert json.loads(generation.text)["a"] in (1, 2)
+
+
+async def test_what_prompts_share_is_counted_as_given_but_not_as_computed(engine: Engine) -> None:
+    before = dataclasses.replace(engine.work)
+    requests = requests_for(engine)
+    await engine.generate(requests)
+    given = engine.work.prompt_tokens - before.prompt_tokens
+    computed = engine.work.computed_prompt_tokens - before.computed_prompt_tokens
+    assert given == 3 * sum(len(request.prompt_ids) for request in requests)
+    assert 0 < computed < given
+
+    before = dataclasses.replace(engine.work)
+    await engine.choice_logprobs([ChoiceRequest((9,) * 40, ((7,) * 3, (8,) * 5), ((5,), (6,)))])
+    assert engine.work.prompt_tokens - before.prompt_tokens == 2 * 40 + 3 + 5
+    if isinstance(engine, HfEngine):
+        assert engine.work.computed_prompt_tokens - before.computed_prompt_tokens == 40 + 3 + 5

@@ -48,6 +48,16 @@ class EngineUsage:
     cache_usage: float | None = None
 
 
+@dataclass
+class EngineWork:
+    """What an engine has done since it was opened, as far as it is told."""
+
+    prompt_tokens: int = 0
+    """Tokens of all prompts, each counted for every completion or question that followed it."""
+    computed_prompt_tokens: int = 0
+    """Those of them that the model ran over; the others were shared with a prompt before."""
+
+
 @dataclass(frozen=True)
 class Constraint:
     """What a completion's text must be; exactly one is set: one of the choices, a regular expression, a JSON schema."""
@@ -141,6 +151,14 @@ class Engine(Protocol):
     @property
     def usage(self) -> EngineUsage:
         """How busy it is."""
+
+    @property
+    def work(self) -> EngineWork:
+        """What it has done so far."""
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of this process that it computes on; 0 on CPUs and where a server elsewhere computes."""
 
     def encode_chat(self, messages: Sequence[Message]) -> TokenIds:
         """Chat-template ids of a conversation, generation prompt included; content never yields control tokens."""

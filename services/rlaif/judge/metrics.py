@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from typing import Final, Literal
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from rlaif.runtime.telemetry import REGISTRY, SECONDS_BUCKETS
 from rlaif.v1 import judge_service_pb2, ledger_service_pb2
 
-_REASON = "ABSTENTION_REASON_"
+Queue = Literal["verdicts", "texts"]
+
+_REASON: Final = "ABSTENTION_REASON_"
+_OUTCOMES: Final = {"compare": ("first", "second", "tie", "abstain"), "score": ("scored", "abstain")}
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
@@ -31,7 +35,13 @@ class JudgeMetrics:
     batch_prompts: Histogram
     engine_seconds: Histogram
     text_seconds: Histogram
+    engine_gpus: Gauge
+    prompt_tokens: Counter
+    computed_prompt_tokens: Counter
+    completion_tokens: Counter
     queue_prompts: Gauge
+    queue_limit: Gauge
+    queue_wait_seconds: Histogram
 
     def count_label(self, label: ledger_service_pb2.Label) -> None:
         """Counts a label that was just made."""
@@ -70,7 +80,20 @@ class JudgeMetrics:
 
 @cache
 def judge_metrics() -> JudgeMetrics:
-    """The judge's metrics, made once a process."""
+    """The judge's metrics, made once a process. What may be counted starts at 0, so that the first one is a rise."""
+    metrics = _make()
+    reasons = [_suffix(name, _REASON) for name in judge_service_pb2.AbstentionReason.keys()[1:]]
+    for form, outcomes in _OUTCOMES.items():
+        for outcome in outcomes:
+            metrics.labels.labels(form=form, outcome=outcome)
+        for reason in reasons:
+            metrics.abstentions.labels(form=form, reason=reason)
+        for counter in (metrics.injections, metrics.null_responses, metrics.ledger_hits):
+            counter.labels(form=form)
+    return metrics
+
+
+def _make() -> JudgeMetrics:
     return JudgeMetrics(
         labels=Counter("rlaif_judge_labels_total", "Labels made.", ["form", "outcome"], registry=REGISTRY),
         abstentions=Counter(
@@ -128,8 +151,39 @@ def judge_metrics() -> JudgeMetrics:
             buckets=SECONDS_BUCKETS,
             registry=REGISTRY,
         ),
+        engine_gpus=Gauge(
+            "rlaif_judge_engine_gpus", "GPUs of this replica that the engine computes on; 0 on CPUs.", registry=REGISTRY
+        ),
+        prompt_tokens=Counter(
+            "rlaif_judge_prompt_tokens_total",
+            "Tokens of all prompts, each counted for every question or text that follows it.",
+            registry=REGISTRY,
+        ),
+        computed_prompt_tokens=Counter(
+            "rlaif_judge_computed_prompt_tokens_total",
+            "Prompt tokens that the model ran over; the others were shared with a prompt before.",
+            registry=REGISTRY,
+        ),
+        completion_tokens=Counter(
+            "rlaif_judge_completion_tokens_total",
+            "Tokens written: rationales, critiques, revisions, audits.",
+            registry=REGISTRY,
+        ),
         queue_prompts=Gauge(
-            "rlaif_judge_queue_prompts", "Presentations and texts waiting for an engine batch.", registry=REGISTRY
+            "rlaif_judge_queue_prompts",
+            "Presentations, or prompts of texts, that wait for an engine batch.",
+            ["queue"],
+            registry=REGISTRY,
+        ),
+        queue_limit=Gauge(
+            "rlaif_judge_queue_limit_prompts", "Most that may wait in a queue.", ["queue"], registry=REGISTRY
+        ),
+        queue_wait_seconds=Histogram(
+            "rlaif_judge_queue_wait_seconds",
+            "How long a request, or a turn of a long one, waited for its engine batch.",
+            ["queue"],
+            buckets=SECONDS_BUCKETS,
+            registry=REGISTRY,
         ),
     )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from typing import Any
 
 import grpc
 
@@ -21,7 +22,7 @@ from rlaif.judge.generation import Decoding, PlanningThread
 from rlaif.judge.judging import Judge
 from rlaif.judge.labelling import LabellingCore
 from rlaif.judge.library import ConstitutionLibrary, load_library
-from rlaif.judge.metrics import JudgeMetrics, judge_metrics
+from rlaif.judge.metrics import JudgeMetrics, Queue, judge_metrics
 from rlaif.judge.panel import Panel, RemoteJudge
 from rlaif.judge.reasoning import Reasoner, RunChoices
 from rlaif.judge.recording import Recorder
@@ -29,7 +30,7 @@ from rlaif.judge.requests import OptionDefaults, RequestLimits, RequestReader
 from rlaif.judge.sampling import VerdictSampler
 from rlaif.judge.screening import Screen
 from rlaif.judge.servicer import JudgeServicer
-from rlaif.judge.settings import JudgeSettings, WritingSettings
+from rlaif.judge.settings import JudgeSettings, QueueSettings, WritingSettings
 from rlaif.judge.settling import PanelOptions
 from rlaif.judge.wire import ProvenanceMaker
 from rlaif.judge.writing import Writer, WritingOptions
@@ -37,6 +38,7 @@ from rlaif.runtime.batching import Batcher
 from rlaif.runtime.logging import EventLogger
 from rlaif.runtime.messages import TextLimits
 from rlaif.runtime.server import Service
+from rlaif.runtime.telemetry import Follower
 from rlaif.v1 import judge_service_pb2_grpc
 
 _log = EventLogger(__name__)
@@ -71,9 +73,11 @@ class _Process:
         engine = await open_engine(settings.engine, model=settings.model)
         self._resources.push_async_callback(engine.close)
         calibrations = self._load_calibrations(engine, library)
-        texts = _engine_texts(engine, settings, metrics)
+        metrics.engine_gpus.set(engine.num_gpus)
+        count_tokens = _prompt_counter(engine, metrics)
+        texts = _engine_texts(engine, settings, metrics, count_tokens=count_tokens)
         self._resources.push_async_callback(texts.close)
-        choices = _engine_batches(engine, settings, metrics)
+        choices = _engine_batches(engine, settings, metrics, count_tokens=count_tokens)
         self._resources.push_async_callback(choices.close)
         num_verdict_samples = 0 if engine.capabilities.choice_logprobs else settings.num_verdict_samples
         run_choices: RunChoices = choices.submit
@@ -124,7 +128,8 @@ class _Process:
             panel=panel,
             settings=settings,
         )
-        metrics.queue_prompts.set_function(lambda: choices.size_queued + texts.size_queued)
+        _show_queue(metrics, "verdicts", choices, settings.queue)
+        _show_queue(metrics, "texts", texts, settings.queue)
 
     async def stop(self) -> None:
         await self._resources.aclose()
@@ -211,14 +216,33 @@ def _writing(settings: WritingSettings) -> WritingOptions:
     )
 
 
+def _prompt_counter(engine: Engine, metrics: JudgeMetrics) -> Callable[[], None]:
+    followers = (
+        Follower(metrics.prompt_tokens, lambda: engine.work.prompt_tokens),
+        Follower(metrics.computed_prompt_tokens, lambda: engine.work.computed_prompt_tokens),
+    )
+
+    def count() -> None:
+        for follow in followers:
+            follow()
+
+    return count
+
+
+def _show_queue(metrics: JudgeMetrics, name: Queue, batcher: Batcher[Any, Any], settings: QueueSettings) -> None:
+    metrics.queue_prompts.labels(queue=name).set_function(lambda: batcher.size_queued)
+    metrics.queue_limit.labels(queue=name).set(settings.max_queue_items)
+
+
 def _engine_batches(
-    engine: Engine, settings: JudgeSettings, metrics: JudgeMetrics
+    engine: Engine, settings: JudgeSettings, metrics: JudgeMetrics, *, count_tokens: Callable[[], None]
 ) -> Batcher[ChoiceRequest, ChoiceLogprobs]:
     async def execute(requests: Sequence[ChoiceRequest]) -> Sequence[ChoiceLogprobs]:
         start = time.perf_counter()
         answers = await engine.choice_logprobs(requests)
         metrics.engine_seconds.observe(time.perf_counter() - start)
         metrics.batch_prompts.observe(sum(len(request.suffixes) for request in requests))
+        count_tokens()
         return answers
 
     queue = settings.queue
@@ -229,16 +253,19 @@ def _engine_batches(
         max_delay_seconds=queue.max_delay_milliseconds / 1000,
         max_queue_size=queue.max_queue_items,
         max_turn_size=queue.max_turn_items,
+        on_wait=metrics.queue_wait_seconds.labels(queue="verdicts").observe,
     )
 
 
 def _engine_texts(
-    engine: Engine, settings: JudgeSettings, metrics: JudgeMetrics
+    engine: Engine, settings: JudgeSettings, metrics: JudgeMetrics, *, count_tokens: Callable[[], None]
 ) -> Batcher[GenerateRequest, Sequence[Generation]]:
     async def execute(requests: Sequence[GenerateRequest]) -> Sequence[Sequence[Generation]]:
         start = time.perf_counter()
         texts = await engine.generate(requests)
         metrics.text_seconds.observe(time.perf_counter() - start)
+        metrics.completion_tokens.inc(sum(len(each.token_ids) for generations in texts for each in generations))
+        count_tokens()
         return texts
 
     queue = settings.queue
@@ -249,4 +276,5 @@ def _engine_texts(
         max_delay_seconds=queue.max_delay_milliseconds / 1000,
         max_queue_size=queue.max_queue_items,
         max_turn_size=queue.max_turn_texts,
+        on_wait=metrics.queue_wait_seconds.labels(queue="texts").observe,
     )

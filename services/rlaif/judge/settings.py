@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlaif.core.template import TEMPLATE_NAMES
 from rlaif.engine.settings import EngineSettings
+from rlaif.playground.paths import JUDGE_DIR, PLAYGROUND
 from rlaif.runtime.settings import ClientSettings, ListenSettings, SettingsModel
 
 
@@ -108,7 +109,7 @@ class JudgeSettings(SettingsModel):
     listen: ListenSettings = ListenSettings()
     """Where it serves."""
     model: str = Field(min_length=1)
-    """Judge model: a folder or a hub id."""
+    """Judge model: a folder, a URI such as s3://bucket/model, a hub id, or playground."""
     engine: EngineSettings = EngineSettings()
     """What runs the model."""
     template: Literal["compact", "standard"] = "standard"
@@ -145,6 +146,11 @@ class JudgeSettings(SettingsModel):
     """How requests wait for the engine."""
     limits: LimitSettings = LimitSettings()
     """How much one request may hold."""
+
+    @field_validator("model")
+    @classmethod
+    def _shipped(cls, value: str) -> str:
+        return str(JUDGE_DIR) if value == PLAYGROUND else value
 
 
 assert set(TEMPLATE_NAMES) == {"compact", "standard"}

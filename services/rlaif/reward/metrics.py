@@ -24,8 +24,9 @@ class RewardMetrics:
     batch_seconds: Histogram
     batch_inputs: Histogram
     batch_tokens: Histogram
-    queue_seconds: Histogram
+    queue_wait_seconds: Histogram
     queue_tokens: Gauge
+    queue_limit: Gauge
     loads: Counter
 
     def count(self, rewards: Iterable[Reward]) -> None:
@@ -65,8 +66,8 @@ def reward_metrics() -> RewardMetrics:
             buckets=_TOKEN_BUCKETS,
             registry=REGISTRY,
         ),
-        queue_seconds=Histogram(
-            "rlaif_reward_queue_seconds",
+        queue_wait_seconds=Histogram(
+            "rlaif_reward_queue_wait_seconds",
             "How long a request, or a turn of a long one, waited for its engine batch.",
             buckets=SECONDS_BUCKETS,
             registry=REGISTRY,
@@ -74,5 +75,6 @@ def reward_metrics() -> RewardMetrics:
         queue_tokens=Gauge(
             "rlaif_reward_queue_tokens", "Tokens that wait for an engine batch, for every member.", registry=REGISTRY
         ),
+        queue_limit=Gauge("rlaif_reward_queue_limit_tokens", "Most tokens that may wait.", registry=REGISTRY),
         loads=Counter("rlaif_reward_model_loads_total", "Reward models loaded.", registry=REGISTRY),
     )

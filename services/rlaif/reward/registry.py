@@ -225,6 +225,7 @@ class RewardRegistry:
             )
             batcher = self._batcher(engine)
             self._metrics.queue_tokens.set_function(lambda: batcher.size_queued)
+            self._metrics.queue_limit.set(self._settings.queue.max_queue_tokens)
             self._running = _Running(engine, batcher)
         return self._running
 
@@ -249,7 +250,7 @@ class RewardRegistry:
             max_turn_size=queue.max_batch_tokens if mix else None,
             size_of=lambda encoded: encoded.num_tokens,
             unit="tokens",
-            on_wait=metrics.queue_seconds.observe,
+            on_wait=metrics.queue_wait_seconds.observe,
         )
 
 

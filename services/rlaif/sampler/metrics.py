@@ -17,11 +17,15 @@ class SamplerMetrics:
     """Tokens in and out, the queue, the engine's batches and the policy's versions."""
 
     prompt_tokens: Counter
+    computed_prompt_tokens: Counter
     completion_tokens: Counter
     completions: Counter
     queue_completions: Gauge
+    queue_limit: Gauge
     queue_wait_seconds: Histogram
     running_completions: Gauge
+    cache_usage: Gauge
+    engine_gpus: Gauge
     call_completions: Histogram
     engine_seconds: Histogram
     policy_version: Gauge
@@ -36,7 +40,14 @@ def sampler_metrics() -> SamplerMetrics:
     """The sampler's metrics, made once a process."""
     return SamplerMetrics(
         prompt_tokens=Counter(
-            "rlaif_sampler_prompt_tokens_total", "Prompt tokens of requests answered.", registry=REGISTRY
+            "rlaif_sampler_prompt_tokens_total",
+            "Tokens of all prompts, each counted for every completion that follows it.",
+            registry=REGISTRY,
+        ),
+        computed_prompt_tokens=Counter(
+            "rlaif_sampler_computed_prompt_tokens_total",
+            "Prompt tokens that the model ran over; the others were shared with a prompt before.",
+            registry=REGISTRY,
         ),
         completion_tokens=Counter(
             "rlaif_sampler_completion_tokens_total", "Tokens sampled in requests answered.", registry=REGISTRY
@@ -47,7 +58,20 @@ def sampler_metrics() -> SamplerMetrics:
         queue_completions=Gauge(
             "rlaif_sampler_queue_completions", "Completions accepted that wait for their turn.", registry=REGISTRY
         ),
+        queue_limit=Gauge(
+            "rlaif_sampler_queue_limit_completions", "Most completions that may wait.", registry=REGISTRY
+        ),
         running_completions=Gauge("rlaif_sampler_running_completions", "Completions being sampled.", registry=REGISTRY),
+        cache_usage=Gauge(
+            "rlaif_sampler_cache_usage_ratio",
+            "Share of the engine's key-value cache in use; NaN unknown.",
+            registry=REGISTRY,
+        ),
+        engine_gpus=Gauge(
+            "rlaif_sampler_engine_gpus",
+            "GPUs of this replica that the engine computes on; 0 on CPUs.",
+            registry=REGISTRY,
+        ),
         queue_wait_seconds=Histogram(
             "rlaif_sampler_queue_wait_seconds",
             "Time of a request from its arrival until the engine gets it.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import AsyncExitStack, suppress
 
 import grpc
@@ -61,7 +62,10 @@ class _Process:
         )
         self._resources.callback(queue.close)
         metrics.queue_completions.set_function(lambda: queue.num_waiting)
+        metrics.queue_limit.set(settings.queue.max_queue_completions)
         metrics.running_completions.set_function(lambda: queue.num_running)
+        metrics.cache_usage.set_function(lambda: math.nan if (share := engine.usage.cache_usage) is None else share)
+        metrics.engine_gpus.set(engine.num_gpus)
         root, options = settings.artifact_root, settings.storage_options
         if root is not None and not (engine.capabilities.loads_weights or engine.capabilities.loads_adapters):
             raise SettingsError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rlaif.core.errors import DeadlineError, QuotaExceededError, UnavailableError
 from rlaif.engine.protocol import Engine, GenerateRequest, Generation, ModelIdentity
+from rlaif.runtime.telemetry import Follower
 from rlaif.sampler.gate import Gate
 from rlaif.sampler.metrics import SamplerMetrics
 
@@ -35,6 +36,8 @@ class SamplingQueue:
     def __init__(self, engine: Engine, *, overlaps: bool, max_queue_completions: int, metrics: SamplerMetrics) -> None:
         self._engine, self._metrics = engine, metrics
         self._max_queue = max_queue_completions
+        self._count_given = Follower(metrics.prompt_tokens, lambda: engine.work.prompt_tokens)
+        self._count_computed = Follower(metrics.computed_prompt_tokens, lambda: engine.work.computed_prompt_tokens)
         self._gate = Gate(max_readers=None if overlaps else 1)
         self._num_accepted = 0
         self._closed = False
@@ -79,6 +82,8 @@ class SamplingQueue:
                 generations = await self._generate(requests, identity, on_sampled)
         finally:
             self._num_accepted -= num_completions
+            self._count_given()
+            self._count_computed()
         self._call_seconds = time.perf_counter() - start
         self._metrics.engine_seconds.observe(self._call_seconds)
         self._metrics.call_completions.observe(num_completions)

@@ -63,7 +63,7 @@ class SamplerServicer(sampler_service_pb2_grpc.SamplerServiceServicer):
                 plan.requests(prompts), check=lambda identity: self._check_version(identity, request)
             )
         provenance = _provenance(sampled.identity, seed=plan.seed)
-        self._count(prompts, (generation for generations in sampled.generations for generation in generations))
+        self._count(generation for generations in sampled.generations for generation in generations)
         return pb.SampleCompletionsResponse(
             completions=[
                 _completion(prompt_index, index, generation, provenance)
@@ -100,7 +100,7 @@ class SamplerServicer(sampler_service_pb2_grpc.SamplerServiceServicer):
                 sampled = await sampling
         finally:
             sampling.cancel()
-        self._count(prompts, (generation for generations in sampled.generations for generation in generations))
+        self._count(generation for generations in sampled.generations for generation in generations)
 
     async def GetPolicy(  # noqa: N802
         self, request: pb.GetPolicyRequest, context: Any
@@ -176,8 +176,7 @@ class SamplerServicer(sampler_service_pb2_grpc.SamplerServiceServicer):
         policy.load_time.FromDatetime(sync.load_time)
         return policy
 
-    def _count(self, prompts: Iterable[TokenIds], generations: Iterable[Generation]) -> None:
-        self._metrics.prompt_tokens.inc(sum(map(len, prompts)))
+    def _count(self, generations: Iterable[Generation]) -> None:
         for generation in generations:
             self._metrics.completion_tokens.inc(len(generation.token_ids))
             self._metrics.completions.labels(stop_reason=generation.stop_reason).inc()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rlaif.engine.settings import EngineSettings
+from rlaif.playground.paths import PLAYGROUND, POLICY_DIR
 from rlaif.runtime.settings import ListenSettings, PositiveSeconds, SettingsModel
 from rlaif.runtime.store import ArtifactRoot, StorageOptions
 
@@ -33,7 +34,7 @@ class SamplerSettings(SettingsModel):
     listen: ListenSettings = ListenSettings()
     """Where it serves."""
     model: str = Field(min_length=1)
-    """Base model, version 0 of the policy: a folder, a URI such as s3://bucket/model, or a hub id."""
+    """Base model, version 0 of the policy: a folder, a URI such as s3://bucket/model, a hub id, or playground."""
     policy: str = Field(pattern=r"^policies/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
     """Name of the policy served, "policies/{run}"."""
     artifact_root: ArtifactRoot | None = None
@@ -51,3 +52,8 @@ class SamplerSettings(SettingsModel):
     """How requests wait for the engine."""
     limits: LimitSettings = LimitSettings()
     """How much one request may hold."""
+
+    @field_validator("model")
+    @classmethod
+    def _shipped(cls, value: str) -> str:
+        return str(POLICY_DIR) if value == PLAYGROUND else value

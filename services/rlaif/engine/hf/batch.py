@@ -29,6 +29,8 @@ class Prefill:
         place = {prompt: index for index, prompt in enumerate(prompts)}
         self.prompt_of_row = [place[row.request.prompt_ids] for row in rows]
         self._ids_PT, self.mask_PT = runner.left_padded(prompts)
+        self.num_tokens = sum(map(len, prompts))
+        """Tokens of the distinct prompts, without padding."""
         self.positions_PT = positions_of(self.mask_PT)
         self._num_columns = max(1, max_tokens // len(prompts)) if max_tokens else self.num_columns
         self._done = 0

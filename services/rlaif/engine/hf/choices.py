@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from rlaif.engine.checks import check_choices
 from rlaif.engine.hf.forward import ModelRunner, positions_of
 from rlaif.engine.hf.worker import CancelledWorkError
-from rlaif.engine.protocol import ChoiceLogprobs, ChoiceRequest
+from rlaif.engine.protocol import ChoiceLogprobs, ChoiceRequest, EngineWork
 from rlaif.engine.tree import TokenTree, build_tree, pack_trees
 
 # One list a tree, one tuple a query, one value a target.
@@ -30,6 +30,8 @@ class ChoiceScorer:
     terminator: int | None
     max_batch_tokens: int
     packed: bool
+    work: EngineWork = field(default_factory=EngineWork)
+    """Counts what is scored."""
 
     def check(self, requests: Sequence[ChoiceRequest]) -> None:
         """Raises InvalidInputError for a prompt that does not fit or a request that asks nothing."""
@@ -48,9 +50,16 @@ class ChoiceScorer:
             for batch in _batches(indices, [size(tree) for tree in trees], self.max_batch_tokens):
                 if cancelled.is_set():
                     raise CancelledWorkError
+                self._count([trees[index] for index in batch])
                 for index, values in zip(batch, forward([trees[index] for index in batch]), strict=True):
                     read[index] = values
         return [_collect(tree, values) for tree, values in zip(trees, read, strict=True) if values is not None]
+
+    def _count(self, trees: Sequence[TokenTree]) -> None:
+        for tree in trees:
+            given = sum(len(tree.path(segment)) for segment in {query.segment for query in tree.queries})
+            self.work.prompt_tokens += given
+            self.work.computed_prompt_tokens += tree.num_tokens if self._can_pack(tree) else given
 
     def _can_pack(self, tree: TokenTree) -> bool:
         # A ready-made mask replaces the model's own, sliding window included.

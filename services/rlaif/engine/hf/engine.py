@@ -28,6 +28,7 @@ from rlaif.engine.protocol import (
     ChoiceRequest,
     Engine,
     EngineUsage,
+    EngineWork,
     GenerateRequest,
     Generation,
     ModelIdentity,
@@ -67,6 +68,7 @@ class HfEngine:
         self._folder, self._on_base = loaded.folder, True
         self._adapted = AdaptedModel(loaded.model)
         self._closed = False
+        self._work = EngineWork()
         runner = self._runner(loaded.model)
         vocabulary_size = loaded.model.get_input_embeddings().weight.shape[0]
         self._guides = Guides(loaded.codec.tokenizer, vocabulary_size=vocabulary_size, stop_ids=loaded.stop_ids)
@@ -75,6 +77,7 @@ class HfEngine:
             runner,
             BatchLimits(options.max_batch_tokens, options.max_cache_tokens, joins=options.continuous_batching),
             takes_newcomers=_takes_newcomers(runner),
+            work=self._work,
         )
         self._scorer = self._make_scorer(runner, packed=self._packing_works(loaded.model))
         worker.attach(self._scheduler)
@@ -137,6 +140,16 @@ class HfEngine:
     def usage(self) -> EngineUsage:
         """How busy it is."""
         return self._scheduler.usage()
+
+    @property
+    def work(self) -> EngineWork:
+        """What it has done so far."""
+        return self._work
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs that it computes on."""
+        return int(torch.device(self._options.device).type != "cpu")
 
     @property
     def packs_suffixes(self) -> bool:
@@ -270,7 +283,7 @@ class HfEngine:
 
     def _make_scorer(self, runner: ModelRunner, *, packed: bool) -> ChoiceScorer:
         return ChoiceScorer(
-            runner, self.context_length, self._codec.end_of_turn, self._options.max_batch_tokens, packed
+            runner, self.context_length, self._codec.end_of_turn, self._options.max_batch_tokens, packed, self._work
         )
 
     def _runner(self, model: Any, *, exact: bool = False) -> ModelRunner:

@@ -16,7 +16,7 @@ from rlaif.engine.hf.batch import Prefill, RunningBatch
 from rlaif.engine.hf.constraints import Guide
 from rlaif.engine.hf.forward import ModelRunner
 from rlaif.engine.hf.rows import Job, Row, RowRules
-from rlaif.engine.protocol import EngineUsage, GenerateRequest, OnGeneration
+from rlaif.engine.protocol import EngineUsage, EngineWork, GenerateRequest, OnGeneration
 from rlaif.runtime.logging import EventLogger
 
 _log = EventLogger(__name__)
@@ -49,9 +49,11 @@ class DecodeScheduler:
     Swaps of weights are marked by epochs: rows asked for after one wait until it is done.
     """
 
-    def __init__(self, rules: RowRules, runner: ModelRunner, limits: BatchLimits, *, takes_newcomers: bool) -> None:
-        """`takes_newcomers` says whether the model's cache lets rows join one by one."""
-        self._rules, self._limits, self._takes_newcomers = rules, limits, takes_newcomers
+    def __init__(
+        self, rules: RowRules, runner: ModelRunner, limits: BatchLimits, *, takes_newcomers: bool, work: EngineWork
+    ) -> None:
+        """`takes_newcomers` says whether the model's cache lets rows join one by one; `work` counts the prompts."""
+        self._rules, self._limits, self._takes_newcomers, self._work = rules, limits, takes_newcomers, work
         self._lock = threading.Lock()
         self._waiting: list[tuple[_Key, Row]] = []
         """A heap."""
@@ -187,6 +189,8 @@ class DecodeScheduler:
         if self._prefill is None and (rows := self._next_rows()):
             max_tokens = self._limits.max_batch_tokens if self._takes_newcomers else 0
             self._prefill = Prefill(self._runner, rows, max_tokens=max_tokens)
+            self._work.prompt_tokens += sum(len(row.request.prompt_ids) for row in rows)
+            self._work.computed_prompt_tokens += self._prefill.num_tokens
         prefill = self._prefill
         if prefill is None:
             return False

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif.core.errors import UnavailableError
-from rlaif.engine.protocol import StopReason
+from rlaif.engine.protocol import EngineWork, StopReason
 
 Malformed = Callable[[str], UnavailableError]
 """Makes the error for an answer that is not what the protocol says."""
@@ -58,6 +58,21 @@ def stop_reason_of(choice: Mapping[str, Any], malformed: Malformed, *, stop_sequ
     if reason == "end_of_turn" and choice.get("stop_reason") in stop_sequences:
         return "stop_sequence"
     return reason
+
+
+def count_prompt(work: EngineWork, usage: Any) -> None:
+    """Adds what an answer tells of its prompt; a server that tells nothing of its cache is taken to have none."""
+    if not isinstance(usage, dict):
+        return
+    details = usage.get("prompt_tokens_details")
+    given, cached = _count(usage, "prompt_tokens"), _count(details, "cached_tokens")
+    work.prompt_tokens += given
+    work.computed_prompt_tokens += max(0, given - cached)
+
+
+def _count(values: Any, name: str) -> int:
+    value = values.get(name) if isinstance(values, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def token_id_of(token: str) -> int | None:

@@ -32,7 +32,9 @@ from rlaif.core.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from rlaif.engine.openai.answers import count_prompt
 from rlaif.engine.openai.settings import OpenAiSettings
+from rlaif.engine.protocol import EngineWork
 from rlaif.runtime.context import remaining_seconds
 from rlaif.runtime.settings import read_file
 
@@ -109,6 +111,8 @@ class Endpoint:
         self._settings = settings
         self.model = model
         self.slots = Slots(settings.max_concurrency)
+        self.work = EngineWork()
+        """What the server says of the prompts it was sent."""
         self._key = SecretStr(_read_key(settings))
         # Both log whole requests, prompts included, or a line a request.
         for name in ("openai", "httpx2", "httpcore2"):
@@ -129,7 +133,9 @@ class Endpoint:
     async def post(self, path: str, body: Json, *, priority: int = 0) -> Json:
         """The answer to a request, a JSON object; typed errors name the endpoint and what to do."""
         async with self.slots.slot(priority):
-            return await self._retried("POST", path, {**self._settings.extra_body, "model": self.model, **body})
+            answer = await self._retried("POST", path, {**self._settings.extra_body, "model": self.model, **body})
+        count_prompt(self.work, answer.get("usage"))
+        return answer
 
     async def get(self, path: str, *, timeout_seconds: float | None = None) -> Json:
         """The same for a GET, outside of the slots."""

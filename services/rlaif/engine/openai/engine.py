@@ -21,6 +21,7 @@ from rlaif.engine.protocol import (
     ChoiceRequest,
     Engine,
     EngineUsage,
+    EngineWork,
     GenerateRequest,
     Generation,
     ModelIdentity,
@@ -102,6 +103,16 @@ class OpenAiEngine:
     def usage(self) -> EngineUsage:
         """What this process has at the server, and what waits here."""
         return EngineUsage(self._endpoint.slots.num_running, self._endpoint.slots.num_waiting)
+
+    @property
+    def work(self) -> EngineWork:
+        """What the server says that it has done for this process."""
+        return self._endpoint.work
+
+    @property
+    def num_gpus(self) -> int:
+        """None of this process."""
+        return 0
 
     def encode_chat(self, messages: Sequence[Message]) -> TokenIds:
         """Ids of a conversation: the model's own by completions, opaque by chat."""

@@ -27,6 +27,7 @@ from rlaif.engine.protocol import (
     Constraint,
     Engine,
     EngineUsage,
+    EngineWork,
     GenerateRequest,
     Generation,
     ModelIdentity,
@@ -62,7 +63,10 @@ class VllmEngine:
         identity: ModelIdentity,
         settings: EngineSettings,
         scheduler: SchedulerUsage,
+        *,
+        num_gpus: int,
     ) -> None:
+        self._num_gpus = num_gpus
         self._llm, self._model, self._settings, self._scheduler = llm, model, settings, scheduler
         self._identity = identity
         # Where the weights under the adapter, if any, were read from.
@@ -90,7 +94,8 @@ class VllmEngine:
                 "(its own words are above in the log)",
                 field="model",
             ) from error
-        return cls(llm, model, identity, settings, scheduler)
+        num_gpus = 0 if on_cpu else settings.vllm.tensor_parallel_size
+        return cls(llm, model, identity, settings, scheduler, num_gpus=num_gpus)
 
     @property
     def identity(self) -> ModelIdentity:
@@ -122,6 +127,16 @@ class VllmEngine:
             waiting_completions=waiting,
             cache_usage=self._scheduler.cache_usage if self._in_flight else 0.0,
         )
+
+    @property
+    def work(self) -> EngineWork:
+        """What it has done so far, as vLLM's scheduler tells."""
+        return self._scheduler.work
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs that it computes on."""
+        return self._num_gpus
 
     def encode_chat(self, messages: Sequence[Message]) -> TokenIds:
         """Chat-template ids of a conversation, generation prompt included; content never yields control tokens."""
