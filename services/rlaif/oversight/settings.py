@@ -64,5 +64,5 @@ class OversightSettings(SettingsModel):
             return values
         url = values.get("database_url", os.environ.get(DATABASE_URL_VARIABLE))
         if url is None:
-            return values
+            return {"migrate": False, **values}  # the URL alone is what is missing
         return {"migrate": str(url).startswith("sqlite"), **values, "database_url": url}

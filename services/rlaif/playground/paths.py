@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+PLAYGROUND: Final = "playground"
+"""Stands for the shipped model where a service's settings name one."""
 MODELS_DIR: Final = Path(__file__).parent / "models"
 POLICY_DIR: Final = MODELS_DIR / "policy"
 JUDGE_DIR: Final = MODELS_DIR / "judge"
