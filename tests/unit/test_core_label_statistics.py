@@ -14,7 +14,13 @@ from rlaif.core.judged_pair import JudgedPair
 from rlaif.core.label_statistics import DIMENSIONS, MAX_SLICES, STATISTICS, label_statistics, slice_pairs
 from rlaif.core.position import order_inconsistency, shown_first_share
 from rlaif.core.reliability import brier, entropy_bits, expected_calibration_error, log_loss, reliability_bins
-from rlaif.core.verbosity import human_verbosity_slope, length_slope, verbosity_slope
+from rlaif.core.verbosity import (
+    human_longer_preferred,
+    human_verbosity_slope,
+    length_slope,
+    longer_preferred,
+    verbosity_slope,
+)
 
 
 def ordered(when_first: float, when_second: float) -> JudgedPair:
@@ -97,6 +103,28 @@ def test_people_and_judge_have_slopes_of_their_own() -> None:
     pairs = [pair(index, 0.9 if index < 15 else 0.1, 1.0 if index < 10 else 0.0) for index in range(20)]
     assert verbosity_slope(pairs).value == pytest.approx(math.log(3), abs=1e-6)
     assert human_verbosity_slope(pairs).value == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_judge_that_always_prefers_the_longer_has_no_slope_but_a_share() -> None:
+    def pair(index: int, lengths: tuple[int, int]) -> JudgedPair:
+        longer_first = lengths[0] > lengths[1]
+        return JudgedPair(
+            pair=str(index),
+            probability_first=0.9 if longer_first else 0.1,
+            human_votes=(0.0,),
+            num_characters=lengths,
+        )
+
+    pairs = [pair(index, (200, 100) if index % 2 else (100, 200)) for index in range(40)]
+    undecided = JudgedPair(pair="tie", probability_first=0.5, human_votes=(0.5,), num_characters=(9, 5))
+    alike = JudgedPair(pair="alike", probability_first=0.9, human_votes=(1.0,), num_characters=(9, 9))
+    assert verbosity_slope(pairs).value is None
+    # Wilson's lower bound of 40 out of 40: n / (n + z²)
+    found = longer_preferred([*pairs, undecided, alike])
+    assert (found.value, found.num_samples) == (1.0, 40)
+    assert found.low == pytest.approx(40 / (40 + 1.959963984540054**2))
+    # People always take the second, which is the longer every other time.
+    assert human_longer_preferred([*pairs, undecided, alike]).value == 0.5
 
 
 def test_brier_and_log_loss_by_hand() -> None:

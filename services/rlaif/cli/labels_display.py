@@ -33,6 +33,8 @@ _TITLES: Final[Mapping[str, tuple[str, str]]] = {
     "raw_ece": ("… error before calibration", ""),
     "verbosity_slope": ("verbosity slope", "log-odds per doubling of length"),
     "human_verbosity_slope": ("… of people", "no bias where both are alike"),
+    "longer_preferred": ("longer preferred", "where lengths differ; .5 no preference"),
+    "human_longer_preferred": ("… by people", "no bias where both are alike"),
 }
 _SLICE_COLUMNS: Final[Mapping[str, str]] = {
     "human_agreement": "agree",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rlaif.core.estimate import Estimate, unknown
+from rlaif.core.estimate import Estimate, share, unknown
 from rlaif.core.judged_pair import JudgedPair
 from rlaif.core.preference import Preference, preference_of
 
@@ -13,27 +13,34 @@ MIN_PAIRS = 10
 """With fewer pairs of different length no slope is told."""
 
 
+Choice = tuple[tuple[int, int], bool]
+"""Lengths of both responses, and whether the first is preferred."""
+
+
 def verbosity_slope(pairs: Sequence[JudgedPair]) -> Estimate:
     """Log-odds of being preferred by the judge per doubling of length; 0 is no verbosity bias (see `length_slope`)."""
-    return length_slope(
-        [
-            (pair.num_characters, pair.preference is Preference.FIRST)
-            for pair in pairs
-            if pair.num_characters and pair.preference in (Preference.FIRST, Preference.SECOND)
-        ]
-    )
+    return length_slope(_choices(pairs))
 
 
 def human_verbosity_slope(pairs: Sequence[JudgedPair]) -> Estimate:
     """The same slope of people: where they like length as much, the judge's slope is no bias."""
-    shares = {pair.pair: pair for pair in pairs if pair.num_characters and pair.human_share is not None}
-    votes = [(pair.num_characters, preference_of(pair.human_share or 0.0)) for pair in shares.values()]
-    return length_slope(
-        [(lengths, vote is Preference.FIRST) for lengths, vote in votes if lengths and vote is not Preference.TIE]
-    )
+    return length_slope(_human_choices(pairs))
 
 
-def length_slope(choices: Sequence[tuple[tuple[int, int], bool]]) -> Estimate:
+def longer_preferred(pairs: Sequence[JudgedPair]) -> Estimate:
+    """Share of decided comparisons of different length on which the judge prefers the longer; .5 is no preference.
+
+    It is told where the slope is not: of a judge that always prefers the longer.
+    """
+    return _longer_share(_choices(pairs))
+
+
+def human_longer_preferred(pairs: Sequence[JudgedPair]) -> Estimate:
+    """The same share of people."""
+    return _longer_share(_human_choices(pairs))
+
+
+def length_slope(choices: Sequence[Choice]) -> Estimate:
     """β of P(first preferred) = σ(β · log2(length of first / length of second)), by maximum likelihood.
 
     Logistic regression of preference on the difference of log-lengths, the length term of length-controlled AlpacaEval
@@ -57,3 +64,24 @@ def length_slope(choices: Sequence[tuple[tuple[int, int], bool]]) -> Estimate:
     )
     ((low, high),) = fitted.conf_int(0.05).tolist()
     return Estimate(float(fitted.params[0]), low, high, len(rows))
+
+
+def _longer_share(choices: Sequence[Choice]) -> Estimate:
+    return share(
+        [float((first > second) == prefers_first) for (first, second), prefers_first in choices if first != second]
+    )
+
+
+def _choices(pairs: Sequence[JudgedPair]) -> list[Choice]:
+    return [
+        (pair.num_characters, pair.preference is Preference.FIRST)
+        for pair in pairs
+        if pair.num_characters and pair.preference in (Preference.FIRST, Preference.SECOND)
+    ]
+
+
+def _human_choices(pairs: Sequence[JudgedPair]) -> list[Choice]:
+    """Of every pair that people voted on, once, unless they are split."""
+    voted = {pair.pair: pair for pair in pairs if pair.num_characters and pair.human_share is not None}
+    votes = [(pair.num_characters, preference_of(pair.human_share or 0.0)) for pair in voted.values()]
+    return [(lengths, vote is Preference.FIRST) for lengths, vote in votes if lengths and vote is not Preference.TIE]

@@ -34,9 +34,17 @@ SERIES: Final = {
         "People's votes the judge agrees with, a tie being an answer.",
     ),
     "human_kappa": ("rlaif_label_quality_human_kappa_ratio", "Cohen's kappa of the judge and people."),
+    "human_longer_preferred": (
+        "rlaif_label_quality_human_longer_preferred_ratio",
+        "Pairs of different length on which people prefer the longer response.",
+    ),
     "human_verbosity_slope": (
         "rlaif_label_quality_human_verbosity_slope_nats",
         "Log-odds that people prefer a response, per doubling of its length.",
+    ),
+    "longer_preferred": (
+        "rlaif_label_quality_longer_preferred_ratio",
+        "Decided comparisons of different length on which the judge prefers the longer response.",
     ),
     "nll": ("rlaif_label_quality_log_loss_nats", "Log-loss of P(first) against people's votes."),
     "order_inconsistency": (
