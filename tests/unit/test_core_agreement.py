@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from statsmodels.stats.inter_rater import aggregate_raters
+from statsmodels.stats.inter_rater import aggregate_raters, cohens_kappa
 from statsmodels.stats.inter_rater import fleiss_kappa as reference_fleiss_kappa
 from statsmodels.stats.proportion import proportion_confint
 
@@ -97,6 +97,16 @@ def test_cohens_kappa_of_the_textbook_table() -> None:
     half = 1.959963984540054 * math.sqrt((a + b - c) / (0.5**2 * 50))
     assert found.high is not None
     assert found.high - 0.4 == pytest.approx(half)
+
+
+def test_cohens_kappa_and_its_interval_are_those_of_statsmodels() -> None:
+    rng = random.Random(5)
+    answers = [(first, first if rng.random() < 0.6 else rng.choice("abc")) for first in rng.choices("abbd", k=300)]
+    table = [[sum(pair == (row, column) for pair in answers) for column in "abcd"] for row in "abcd"]
+    found, reference = cohen_kappa(answers), cohens_kappa(table)
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (reference.kappa, reference.kappa_low, reference.kappa_upp)
+    )
 
 
 def test_kappa_is_unknown_where_only_one_answer_is_ever_given() -> None:

@@ -78,6 +78,7 @@ def test_a_slope_is_that_of_a_binomial_model_and_found_again() -> None:
         family=sm.families.Binomial(),
     ).fit()
     assert found.value == pytest.approx(model.params[0], abs=1e-6)
+    assert (found.low, found.high) == pytest.approx(tuple(model.conf_int()[0]), abs=1e-6)
     assert found.low is not None
     assert found.high is not None
     assert found.low < 0.8 < found.high

@@ -81,22 +81,30 @@ def panel_kappa(pairs: Sequence[JudgedPair]) -> Estimate:
 def cohen_kappa(answers: Sequence[tuple[Hashable, Hashable]]) -> Estimate:
     """Cohen's kappa of two raters, (p_o - p_e) / (1 - p_e), from their answers item by item (Cohen 1960).
 
-    Interval: asymptotic, with the variance of Fleiss, Cohen and Everitt (1969), from statsmodels; not clipped. Unknown
-    when neither rater ever changes the answer: nothing then tells agreement from chance.
+    Interval: asymptotic, with the variance of Fleiss, Cohen and Everitt (1969); not clipped. Unknown when
+    neither rater ever changes the answer: nothing then tells agreement from chance.
     """
     if all(len({pair[rater] for pair in answers}) < 2 for rater in (0, 1)):
         return unknown(len(answers))
-    categories = list(dict.fromkeys(answer for pair in answers for answer in pair))
-    import numpy as np
-    from statsmodels.stats.inter_rater import cohens_kappa
-
-    counts = Counter(answers)
-    table = [[counts[row, column] for column in categories] for row in categories]
-    with np.errstate(divide="ignore", invalid="ignore"):  # its z value, which nobody reads, divides by zero
-        found = cohens_kappa(table)
-    value = float(found.kappa)
-    half = Z_95 * math.sqrt(max(0.0, float(found.var_kappa)))
-    return Estimate(value, value - half, value + half, len(answers))
+    number = len(answers)
+    cells = {cell: count / number for cell, count in Counter(answers).items()}
+    row, column = ({answer: n / number for answer, n in Counter(rater).items()} for rater in zip(*answers, strict=True))
+    observed = sum(share for (first, second), share in cells.items() if first == second)
+    expected = sum(share * column.get(answer, 0.0) for answer, share in row.items())
+    kappa = (observed - expected) / (1 - expected)
+    agreeing = sum(
+        share * (1 - (row[first] + column[first]) * (1 - kappa)) ** 2
+        for (first, second), share in cells.items()
+        if first == second
+    )
+    disagreeing = (1 - kappa) ** 2 * sum(
+        share * (column.get(first, 0.0) + row.get(second, 0.0)) ** 2
+        for (first, second), share in cells.items()
+        if first != second
+    )
+    spread = agreeing + disagreeing - (kappa - expected * (1 - kappa)) ** 2
+    half = Z_95 * math.sqrt(max(0.0, spread) / number) / (1 - expected)
+    return Estimate(kappa, kappa - half, kappa + half, number)
 
 
 def fleiss_kappa(items: Sequence[Sequence[Hashable]]) -> Estimate:

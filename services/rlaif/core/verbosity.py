@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rlaif.core.estimate import Estimate, share, unknown
+from rlaif.core.estimate import Z_95, Estimate, share, unknown
 from rlaif.core.judged_pair import JudgedPair
 from rlaif.core.preference import Preference, preference_of
 
@@ -46,8 +46,8 @@ def length_slope(choices: Sequence[Choice]) -> Estimate:
     Logistic regression of preference on the difference of log-lengths, the length term of length-controlled AlpacaEval
     (Dubois et al. 2024, arXiv 2404.04475) with a logarithm for its tanh. Without intercept: which response is
     called first says nothing, so exchanging the two must change the sign of both sides. Lengths count from 1, so that
-    an empty response has a logarithm. Interval: Wald, from statsmodels. Unknown for fewer than MIN_PAIRS pairs of
-    different length, and when the longer (or the shorter) response always wins: the slope is then infinite.
+    an empty response has a logarithm. Interval: Wald, from the information at β. Unknown for fewer than MIN_PAIRS
+    pairs of different length, and when the longer (or the shorter) response always wins: the slope is then infinite.
     """
     rows = [
         (math.log2((first + 1) / (second + 1)), prefers_first)
@@ -57,13 +57,20 @@ def length_slope(choices: Sequence[Choice]) -> Estimate:
     longer_wins = sum((difference > 0) == prefers_first for difference, prefers_first in rows)
     if len(rows) < MIN_PAIRS or longer_wins in (0, len(rows)):
         return unknown(len(rows))
-    from statsmodels.discrete.discrete_model import Logit
+    from scipy.optimize import root_scalar
+    from scipy.special import expit
 
-    fitted = Logit([float(prefers_first) for _, prefers_first in rows], [[difference] for difference, _ in rows]).fit(
-        disp=False
-    )
-    ((low, high),) = fitted.conf_int(0.05).tolist()
-    return Estimate(float(fitted.params[0]), low, high, len(rows))
+    def score(beta: float) -> float:
+        return sum(x * (prefers_first - float(expit(beta * x))) for x, prefers_first in rows)
+
+    # The score falls in β, and has a root because neither side always wins.
+    bound = 1.0
+    while score(-bound) < 0 or score(bound) > 0:
+        bound *= 2
+    beta = float(root_scalar(score, bracket=(-bound, bound)).root)
+    information = sum(x * x * float(expit(beta * x) * expit(-beta * x)) for x, _ in rows)
+    half = Z_95 / math.sqrt(information)
+    return Estimate(beta, beta - half, beta + half, len(rows))
 
 
 def _longer_share(choices: Sequence[Choice]) -> Estimate:
