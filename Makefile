@@ -26,7 +26,7 @@ VLLM_TESTS := tests/unit/test_engine_conformance.py tests/unit/test_engine_loadi
 VLLM_RUNS := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && grep -qsw avx512f /proc/cpuinfo && echo yes)
 PROTOS := $(wildcard proto/rlaif/v1/*.proto)
 
-.PHONY: help install install-dev install-vllm run test test-fast test-slow test-vllm lint format proto proto-check bench bench-loop bench-judge bench-engines bench-train playground clean
+.PHONY: help install install-dev install-vllm run test test-fast test-slow test-vllm lint format proto proto-check bench bench-loop bench-judge bench-engines bench-train golden playground clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -112,6 +112,9 @@ bench-engines: $(DEV_STAMP) $(if $(VLLM_RUNS),$(VLLM_STAMP))  ## Engines, sample
 
 bench-train: $(DEV_STAMP)  ## Steps of a reward model, DPO and GRPO against TRL's trainers: samples a second, peak memory
 	$(BIN)/python tests/bench/train.py $(ARGS)
+
+golden: $(DEV_STAMP)  ## Compile the pipelines anew into tests/golden; look at the difference
+	for name in rlaif label-only; do $(BIN)/rlaif compile --pipeline $$name -o tests/golden/$$name.yaml; done
 
 playground: $(RUN_STAMP)  ## Rebuild the playground's models from nothing into build/playground
 	$(BIN)/rlaif playground build --out build/playground $(ARGS)

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from rlaif.client.judge import ResponsePair
 from rlaif.client.judge_values import Critique, JudgeOptions, PrincipleVote, Provenance, Revision, Verdict
+from rlaif.core.canonical import digest
 from rlaif.core.conversation import Conversation
 from rlaif.playground import gold, lexicon, world
 
@@ -106,7 +107,7 @@ class FakeJudge(_Client):
         self.batches += [len(pairs[start : start + batch_size]) for start in range(0, len(pairs), batch_size)]
         if progress is not None:
             progress(len(pairs), len(pairs))
-        return [self._verdict(pair, index) for index, pair in enumerate(pairs)]
+        return list(map(self._verdict, pairs))
 
     def critique(
         self, constitution: str, conversation: Conversation, *, response: str, category: str, options: JudgeOptions
@@ -133,7 +134,7 @@ class FakeJudge(_Client):
     def _provenance(self) -> Provenance:
         return Provenance("judge", self.digest, 0, "constitutions/playground", "", "t" * 64, 0, "", "")
 
-    def _verdict(self, pair: ResponsePair, index: int) -> Verdict:
+    def _verdict(self, pair: ResponsePair) -> Verdict:
         probability = self._probability(pair)
         if self.contrary:
             probability = 1 - probability
@@ -149,7 +150,7 @@ class FakeJudge(_Client):
             abstention_reason="low_verdict_mass" if self.abstains else None,
             injection_suspected=False,
             calibration="",
-            label=f"labels/{index:064d}",
+            label=f"labels/{digest([pair.conversation[-1].content, pair.first, pair.second])}",
             recorded_before=False,
             provenance=self._provenance(),
         )

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 EventState = Literal["started", "progress", "finished", "skipped", "failed"]
 Progress = Callable[[int, int], None]
 
+_CLIENT_FIELDS = ("timeout_seconds", "tls_ca_path", "tls_certificate_path", "tls_key_path")
+
 RUN_FILE = "run.json"
 EVENTS_FILE = "events.jsonl"
 
@@ -159,21 +161,9 @@ class RunContext:
         **more: Any,
     ) -> None:
         """Append one line to events.jsonl, which the terminal and the report read."""
-        event = {
-            "time": now(),
-            "stage": stage,
-            "state": state,
-            "done": done,
-            "total": total,
-            "message": message,
-            **more,
-        }
-        line = json.dumps(event, ensure_ascii=False) + "\n"
-        descriptor = os.open(self.root / EVENTS_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        append_event(
+            self.root, {"stage": stage, "state": state, "done": done, "total": total, "message": message, **more}
+        )
 
     def progress(self, stage: str, *, message: str = "") -> Progress:
         """A callback (done, total) that records progress."""
@@ -197,7 +187,7 @@ class RunContext:
                 reason="NO_ADDRESS",
                 field=f"services.{service}",
             )
-        return ClientSettings(target=target, timeout_seconds=self.services.timeout_seconds)
+        return ClientSettings(target=target, **self.services.model_dump(include=set(_CLIENT_FIELDS)))
 
     def sampler(self) -> SamplerClient:
         """Client of the policy's sampler."""
@@ -237,6 +227,16 @@ class RunContext:
         return StageResult(
             stage, path.parent, record["inputs_sha256"], record["outputs"], record["values"], record["seconds"]
         )
+
+
+def append_event(root: Path, event: Mapping[str, Any]) -> None:
+    """Append one line to the events.jsonl of a run folder, with the time."""
+    line = json.dumps({"time": now(), **event}, ensure_ascii=False) + "\n"
+    descriptor = os.open(root / EVENTS_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
 
 
 def stage_name(stage: str, round_number: int) -> str:

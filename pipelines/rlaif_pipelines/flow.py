@@ -1,143 +1,185 @@
-"""The pipeline, readable top to bottom; the same graph runs on a laptop (kfp.local) and on a cluster."""
+"""The pipelines, readable top to bottom; the same graphs run on a laptop (kfp.local) and on a cluster."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from kfp import compiler, dsl
 
+from rlaif.core.errors import SettingsError
 from rlaif_pipelines import components
-from rlaif_pipelines.context import RUN_FILE, read_json
-from rlaif_pipelines.outcome import PipelineFailedError, RunOutcome, events_size, read_outcome
-from rlaif_pipelines.settings import ConstitutionalStage, RunSettings
+from rlaif_pipelines.parameters import Parameter, parameters_of
+from rlaif_pipelines.placement import Retries, default_image, place_tasks
+from rlaif_pipelines.settings import ConstitutionalStage, PipelineName
 
 
-def build_pipeline(*, rounds: int = 1, constitutional: ConstitutionalStage = "none") -> Any:
-    """The pipeline `rlaif` with that many rounds: KFP has no sequential loop, so they are unrolled here.
+@dataclass(frozen=True)
+class GraphOptions:
+    """What is decided when a pipeline is compiled."""
 
-    `constitutional` puts the constitutional stage before the first round, or in the place of all rounds.
-    Parameters: `run_root`, the run's folder; `settings`, what differs from RunSettings; `services`, ServiceAddresses.
+    rounds: int = 1
+    """KFP has no sequential loop: rounds are unrolled."""
+    constitutional: ConstitutionalStage = "none"
+    """A constitutional stage before the first round, or in the place of all rounds."""
+    image: str = ""
+    """What `image` is where a run does not say; empty for the image of this version."""
+    retries: Retries = field(default_factory=Retries)
+
+
+Given = Mapping[str, Any]
+"""The pipeline's parameters by name."""
+
+
+def build_pipeline(name: PipelineName = "rlaif", options: GraphOptions | None = None) -> Any:
+    """The pipeline of that name, with the parameters that `parameters_of` lists; called with their values it runs.
+
+    SettingsError for options that it has no use for.
     """
+    options = options or GraphOptions()
+    if name != "rlaif" and (options.rounds, options.constitutional) != (1, "none"):
+        raise SettingsError(f"pipeline {name!r} has neither rounds nor a constitutional stage", field="rounds")
+    if options.constitutional == "only" and options.rounds > 1:
+        raise SettingsError("a constitutional stage in place of all rounds leaves none to repeat", field="rounds")
+    body, description = _PIPELINES[name]
+    parameters = [
+        replace(parameter, default=options.image or default_image()) if parameter.name == "image" else parameter
+        for parameter in parameters_of(name)
+    ]
 
-    def rlaif(run_root: str, settings: dict, services: dict) -> None:  # type: ignore[type-arg]
-        with dsl.ExitHandler(components.report(run_root=run_root), name="run"):
-            branch = components.prepare(run_root=run_root, settings=settings, services=services).output
-            prompts = components.load_prompts(run_root=run_root, branch=branch).outputs["prompts"]
-            baseline = components.sample_baseline(run_root=run_root, prompts=prompts)
-            given = {"run_root": run_root, "branch": branch, "prompts": prompts, "baseline": baseline.output}
-            if constitutional != "none":
-                # The base answers before training moves the sampler on.
-                revisions = components.revise(run_root=run_root, prompts=prompts).after(baseline)
-                _constitutional(rounds if constitutional == "first" else 0, **given, revisions=revisions.output)
-                return
-            samples = components.sample(run_root=run_root, round_number=1, prompts=prompts)
-            samples.after(baseline)
-            _round(1, rounds, **given, samples=samples)
+    def graph(*values: Any) -> None:
+        given = dict(zip([parameter.name for parameter in parameters], values, strict=True))
+        with dsl.ExitHandler(components.report(run_root=given["run_root"]), name="run"):
+            body(given, options)
+        place_tasks(given, retries=options.retries)
 
-    # KFP reads annotations at once and does not resolve postponed ones.
-    rlaif.__annotations__ = {"run_root": str, "settings": dict, "services": dict}
-    return dsl.pipeline(name="rlaif", description="Better policy from AI feedback, or a reason why not.")(rlaif)
+    _declare(graph, parameters, description=description)
+    return dsl.pipeline(name=name if name == "rlaif" else f"rlaif-{name}", description=description)(graph)
 
 
-def compile_pipeline(path: Path, *, rounds: int = 1, constitutional: ConstitutionalStage = "none") -> None:
-    """Write the pipeline as YAML for Kubeflow Pipelines."""
+def compile_pipeline(path: Path, *, name: PipelineName = "rlaif", options: GraphOptions | None = None) -> None:
+    """Write a pipeline as YAML for Kubeflow Pipelines: the graph, and a second document with what is Kubernetes'."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(build_pipeline(rounds=rounds, constitutional=constitutional), str(path))
+    compiler.Compiler().compile(build_pipeline(name, options), str(path))
 
 
-def run_local(run_root: Path) -> RunOutcome:
-    """Run the pipeline that a run folder's run.json describes, in this process; PipelineFailedError when a stage fails.
-
-    kfp.local prints what it does and what tasks print; each task is a child process in this process's group.
-    """
-    # kfp.local tries `import docker` and survives its absence, but not a folder of that name in the working directory.
-    sys.modules.setdefault("docker", None)  # type: ignore[arg-type]
-    from kfp import local
-
-    record = read_json(run_root / RUN_FILE)
-    since_bytes = events_size(run_root)
-    with _scratch(run_root / "kfp"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # kfp's own
-        # Process-wide. use_venv=False runs every task with this interpreter, as it is installed.
-        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(run_root / "kfp"), raise_on_error=False)
-        settings = RunSettings.model_validate(record["settings"])
-        build_pipeline(rounds=settings.rounds, constitutional=settings.constitutional_stage)(
-            run_root=str(run_root), settings=_given(record["settings"]), services=_given(record["services"])
-        )
-    outcome = read_outcome(run_root, since_bytes=since_bytes)
-    if outcome.state == "failed":
-        raise PipelineFailedError(outcome)
-    return outcome
-
-
-@contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[None]:
-    """Temporary files of the tasks go under that folder for as long as the block runs: kfp.local leaves one a task."""
-    folder.mkdir(exist_ok=True)
-    before = os.environ.get("TMPDIR")
-    with tempfile.TemporaryDirectory(dir=folder, prefix="scratch-") as scratch:
-        os.environ["TMPDIR"] = scratch
-        try:
-            yield
-        finally:
-            os.environ.pop("TMPDIR")
-            if before is not None:
-                os.environ["TMPDIR"] = before
-
-
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without nulls, at any depth: parameters of KFP have no null."""
-    return {
-        key: _given(value) if isinstance(value, Mapping) else value
-        for key, value in values.items()
-        if value is not None
-    }
-
-
-def _constitutional(rounds: int, *, run_root: Any, branch: Any, prompts: Any, baseline: Any, revisions: Any) -> None:
-    """Gate the revisions and learn them; then the rounds, or without any the evaluation."""
-    gate = components.revision_gate(run_root=run_root, revisions=revisions)
+def _rlaif(given: Given, options: GraphOptions) -> None:
+    """Prompts; with a constitutional stage the policy's own replies, revised and learnt; then the rounds."""
+    run_root, rounds = given["run_root"], options.rounds
+    branch = _prepare("rlaif", given, options)
+    prompts = components.load_prompts(run_root=run_root, branch=branch)
+    baseline = components.sample_baseline(run_root=run_root, prompts=prompts.outputs["prompts"])
+    shared = {"run_root": run_root, "branch": branch, "prompts": prompts, "baseline": baseline}
+    if options.constitutional == "none":
+        _round(1, rounds, **shared, after=baseline)
+        return
+    # The base answers before training moves the sampler on.
+    revisions = components.revise(run_root=run_root, prompts=prompts.outputs["prompts"]).after(baseline)
+    gate = components.revision_gate(run_root=run_root, revisions=revisions.output)
     with dsl.If(gate.outputs["Output"] == "passed", name="revisions-passed"):
         tuned = components.fine_tune(run_root=run_root, conversations=gate.outputs["conversations"])
         policy = tuned.outputs["Output"]
-        if not rounds:
-            components.evaluate(run_root=run_root, round_number=1, policy=policy, baseline=baseline)
-            return
-        samples = components.sample_again(run_root=run_root, round_number=1, prompts=prompts, policy=policy)
-        _round(1, rounds, run_root=run_root, branch=branch, prompts=prompts, baseline=baseline, samples=samples)
+        if options.constitutional == "first":
+            _round(1, rounds, **shared, after=tuned, policy=policy)
+        else:
+            components.evaluate(run_root=run_root, round_number=1, policy=policy, baseline=baseline.output)
 
 
-def _round(number: int, rounds: int, *, run_root: Any, branch: Any, prompts: Any, baseline: Any, samples: Any) -> None:
-    """Judge, gate, train, evaluate; then the next round, from the policy this one left."""
-    labels = components.label(run_root=run_root, round_number=number, completions=samples.output).output
-    gate = components.quality_gate(run_root=run_root, round_number=number, labels=labels)
+def _label_only(given: Given, options: GraphOptions) -> None:
+    """Labels of the policy's completions, and what the gate says of them."""
+    run_root = given["run_root"]
+    branch = _prepare("label-only", given, options)
+    prompts = components.load_prompts(run_root=run_root, branch=branch)
+    _labels(1, run_root=run_root, prompts=prompts)
+
+
+_PIPELINES: Final[Mapping[PipelineName, tuple[Callable[[Given, GraphOptions], None], str]]] = {
+    "rlaif": (_rlaif, "A better policy from AI feedback, or a reason why not."),
+    "label-only": (_label_only, "Labels by AI feedback, and whether they may train anything."),
+}
+
+
+def _prepare(name: PipelineName, given: Given, options: GraphOptions) -> Any:
+    taken = components.prepare.component_spec.inputs
+    return components.prepare(
+        pipeline=name,
+        rounds=options.rounds,
+        constitutional=options.constitutional,
+        **{key: value for key, value in given.items() if key in taken},
+    ).output
+
+
+def _round(
+    number: int,
+    rounds: int,
+    *,
+    run_root: Any,
+    branch: Any,
+    prompts: Any,
+    baseline: Any,
+    after: Any,
+    policy: Any = None,
+) -> None:
+    """Sample, judge, gate, train, evaluate; then the next round, from the policy this one left."""
+    labels, gate = _labels(number, run_root=run_root, prompts=prompts, policy=policy, after=after)
     with dsl.If(gate.outputs["Output"] == "passed", name=f"gate-passed-{number}"):
-        policy = _train(number, run_root=run_root, branch=branch, prompts=prompts, labels=labels)
-        evaluation = components.evaluate(run_root=run_root, round_number=number, policy=policy, baseline=baseline)
-        if number == rounds:
-            return
-        again = components.sample_again(run_root=run_root, round_number=number + 1, prompts=prompts, policy=policy)
-        again.after(evaluation)
-        _round(number + 1, rounds, run_root=run_root, branch=branch, prompts=prompts, baseline=baseline, samples=again)
+        trained = _train(number, run_root=run_root, branch=branch, prompts=prompts.outputs["prompts"], labels=labels)
+        evaluation = components.evaluate(
+            run_root=run_root, round_number=number, policy=trained, baseline=baseline.output
+        )
+        if number < rounds:
+            shared = {"run_root": run_root, "branch": branch, "prompts": prompts, "baseline": baseline}
+            _round(number + 1, rounds, **shared, after=evaluation, policy=trained)
+
+
+def _labels(number: int, *, run_root: Any, prompts: Any, policy: Any = None, after: Any = None) -> tuple[Any, Any]:
+    """Completions and their labels, each made in parts; the labels, and the gate's word on them."""
+    step = {"run_root": run_root, "round_number": number}
+    parts = prompts.outputs["Output"]
+    with dsl.ParallelFor(parts, name=f"sample-parts-{number}") as part:
+        given = {**step, "part": part, "prompts": prompts.outputs["prompts"]}
+        sampled = components.sample(**given) if policy is None else components.sample_again(**given, policy=policy)
+        if after is not None:
+            sampled.after(after)
+    completions = components.gather_completions(**step, parts=dsl.Collected(sampled.output))
+    with dsl.ParallelFor(parts, name=f"label-parts-{number}") as part:
+        labelled = components.label(**step, part=part, completions=completions.output)
+    labels = components.gather_labels(**step, parts=dsl.Collected(labelled.output)).output
+    return labels, components.quality_gate(**step, labels=labels)
 
 
 def _train(number: int, *, run_root: Any, branch: Any, prompts: Any, labels: Any) -> Any:
     """The three branches from labels to a policy."""
+    step = {"run_root": run_root, "round_number": number}
     with dsl.If(branch == "dpo", name=f"dpo-{number}"):
-        preferred = components.train_on_preferences(run_root=run_root, round_number=number, labels=labels)
+        preferred = components.train_on_preferences(**step, labels=labels)
     with dsl.Elif(branch == "direct", name=f"direct-{number}"):
-        direct = components.train_directly(run_root=run_root, round_number=number, prompts=prompts)
+        direct = components.train_directly(**step, prompts=prompts)
     with dsl.Else(name=f"with-reward-model-{number}"):
-        reward_model = components.train_reward_model(run_root=run_root, round_number=number, labels=labels)
+        reward_model = components.train_reward_model(**step, labels=labels)
         watched = components.train_with_reward_model(
-            run_root=run_root, round_number=number, prompts=prompts, reward_model=reward_model.output
+            **step, prompts=prompts, reward_model=reward_model.outputs["reward_model"]
         )
     # The policy's folder, a parameter: kfp.local cannot choose between artifacts.
     return dsl.OneOf(preferred.outputs["Output"], direct.outputs["Output"], watched.outputs["Output"])
+
+
+def _declare(graph: Callable[..., None], parameters: list[Parameter], *, description: str) -> None:
+    """Have KFP see the parameters as if they had been written into the function."""
+    # Those without a default first, as Python has it.
+    graph.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                parameter.name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=inspect.Parameter.empty if parameter.required else parameter.default,
+                annotation=parameter.kind,
+            )
+            for parameter in parameters
+        ]
+    )
+    meanings = "".join(f"    {parameter.name}: {parameter.meaning}\n" for parameter in parameters)
+    graph.__doc__ = f"{description}\n\nArgs:\n{meanings}"

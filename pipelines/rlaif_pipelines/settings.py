@@ -29,6 +29,8 @@ _CREDENTIALS: Final = re.compile(r"://[^/@]*@")
 PLAYGROUND: Final = "playground"
 NO_EVALUATOR: Final = "none"
 
+PipelineName = Literal["rlaif", "label-only", "evaluate-only", "judge-benchmark"]
+"""The whole loop; labels and the gate's word; a given model against the policy; a judge against given labels."""
 ConstitutionalStage = Literal["none", "first", "only"]
 """No constitutional stage, one before the first round, or one and nothing else."""
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -52,6 +54,12 @@ class ServiceAddresses(SettingsModel):
     """JudgeService of the second judge; another model than `judge`."""
     timeout_seconds: PositiveFloat = 120.0
     """Deadline of one call."""
+    tls_ca_path: Path | None = None
+    """PEM certificates to trust; None speaks plaintext. A bearer token comes from RLAIF_TOKEN."""
+    tls_certificate_path: Path | None = None
+    """PEM certificate chain that the services ask for."""
+    tls_key_path: Path | None = None
+    """PEM private key that belongs to it."""
 
 
 class SamplingSettings(SettingsModel):
@@ -240,6 +248,8 @@ class RunSettings(SettingsModel):
 
     out: Path = Path("runs/latest")
     """Run folder; started again with the same folder, a run continues."""
+    pipeline: PipelineName = "rlaif"
+    """Which of the pipelines the run goes through."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Every random choice of the run follows from it."""
     prompts: Path | None = None
@@ -260,8 +270,12 @@ class RunSettings(SettingsModel):
     """Where GRPO's reward comes from: the judge's expected score, or the reward model trained on its labels."""
     rounds: Annotated[int, Field(ge=1, le=16)] = 1
     """Sample, judge, gate and train this many times; each round samples from the policy of the one before."""
+    num_shards: Annotated[int, Field(ge=1, le=256)] = 1
+    """Parts into which sampling and judging are cut, worked on side by side; the rows are the same for any number."""
     artifact_root: ArtifactRoot | None = None
     """Folder or URI under which the run's models are published; None keeps them in the run folder."""
+    policy_resource: Annotated[str, Field(pattern=r"^policies/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] | None = None
+    """Name of the policy at a sampler that runs already, policies/{name}; None names it after the settings."""
     held_out_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Share of the user's own prompts kept for evaluation, chosen by digest; rows with a split of their own keep it."""
     sampling: SamplingSettings = SamplingSettings()
@@ -370,7 +384,10 @@ class RunSettings(SettingsModel):
     @property
     def policy_name(self) -> str:
         """Resource name of the policy this run trains; runs that would train differently have different names."""
-        elsewhere = {"out", "artifact_root", "evaluator", "evaluation", "gate", "rounds", "jobs"}
+        if self.policy_resource is not None:
+            return self.policy_resource
+        elsewhere = {"out", "pipeline", "artifact_root", "policy_resource", "evaluator", "evaluation", "gate", "rounds"}
+        elsewhere |= {"num_shards", "jobs"}
         shaping = self.model_dump(mode="json", exclude=elsewhere)
         labels = self.human_labels.path if self.human_labels else None
         named = (self.prompts, Path(self.constitution), labels)

@@ -16,7 +16,7 @@ from rlaif.client.ledger import LedgerClient
 from rlaif.runtime.settings import ClientSettings
 from rlaif_pipelines.context import RunContext, file_sha256, read_json, read_rows
 from rlaif_pipelines.evaluation.kl import kl_to_base
-from rlaif_pipelines.flow import run_local
+from rlaif_pipelines.local_run import run_local
 from rlaif_pipelines.outcome import PipelineFailedError
 from rlaif_pipelines.settings import ServiceAddresses, make_settings
 from rlaif_pipelines.stages.prepare import create_run

@@ -53,7 +53,7 @@ def services(monkeypatch: pytest.MonkeyPatch) -> Services:
 
 def make_run(root: Path, **changes: Any) -> RunContext:
     context = create_run(make_settings({**SMALL, "out": root, **changes}), ServiceAddresses())
-    values = {"policy_uri": "base", "policy_digest": "p" * 64, "judge_digest": "a" * 64}
+    values = {"policy_uri": "base", "policy_digest": "p" * 64, "judge_digest": "a" * 64, "judge_fingerprint": ""}
     context.run_stage("prepare", lambda folder: StageOutput(values=values), inputs={})
     prompts(context)
     return context

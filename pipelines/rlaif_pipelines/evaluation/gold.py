@@ -10,6 +10,7 @@ from typing import Any, Final
 from rlaif.core.constitution import Principle
 from rlaif.core.quality import CellAccuracy
 from rlaif.playground import gold
+from rlaif_pipelines.evaluation.classification import Scored
 from rlaif_pipelines.evaluation.statistics import Estimate, mean_of_strata, share, stratified_share
 
 HARMFUL: Final = "harmful"
@@ -101,6 +102,17 @@ def judge_accuracy(
         }
         for category in sorted(categories)
     }
+
+
+def scored_by_gold(labels: Iterable[Mapping[str, Any]]) -> list[Scored]:
+    """Decided labels beside gold's preference for the same pairs."""
+    found = []
+    for label in labels:
+        if label["probability_first"] is not None:
+            prompt = label["messages"][-1]["content"]
+            first, second = gold.evaluate(prompt, label["first"]), gold.evaluate(prompt, label["second"])
+            found.append(Scored(label["probability_first"], gold.prefers(first, second)))
+    return found
 
 
 def label_accuracy(labels: Iterable[Mapping[str, Any]]) -> CellAccuracy:

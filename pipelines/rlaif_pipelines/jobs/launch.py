@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rlaif.core.errors import SettingsError
-from rlaif_pipelines.jobs.local import run_job
 from rlaif_pipelines.jobs.settings import JobSettings
 from rlaif_pipelines.jobs.spec import JobResult, JobSpec
 
@@ -15,6 +13,12 @@ def launch(spec: JobSpec, settings: JobSettings, *, on_line: Callable[[str], Non
 
     Nothing of it is left when this call ends, also by an exception, Ctrl-C or SIGTERM turned into SystemExit.
     """
-    if settings.on_cluster:
-        raise SettingsError("trainings on a cluster come with the next change", field="jobs.launcher")
-    return run_job(spec, timeout_seconds=settings.timeout_seconds, on_line=on_line)
+    if not settings.on_cluster:
+        from rlaif_pipelines.jobs.local import run_job
+
+        return run_job(spec, timeout_seconds=settings.timeout_seconds, on_line=on_line)
+    from rlaif_pipelines.jobs.cluster import Cluster
+    from rlaif_pipelines.jobs.remote import run_remote
+
+    cluster = Cluster.connect(namespace=settings.namespace, context=settings.context)
+    return run_remote(spec, settings, cluster=cluster, on_line=on_line)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rlaif_pipelines.jobs.spec import JobResult, JobSpec
+from rlaif_pipelines.jobs.spec import JobReason, JobResult, JobSpec
 from rlaif_pipelines.jobs.words import last_telling_line
 from rlaif_pipelines.training.termination import TERMINATION_VARIABLE, read_termination
 
@@ -55,7 +55,7 @@ def run_job(
         return JobResult(1, told, time.perf_counter() - began, spec.log_path, reason="TIMEOUT")
     exit_code, last_words = _ending(process.returncode, spec=spec, start=start, termination=termination)
     termination.unlink(missing_ok=True)
-    reason = "DONE" if exit_code == 0 else "KILLED" if exit_code < 0 else "ENDED"
+    reason: JobReason = "DONE" if exit_code == 0 else "KILLED" if exit_code < 0 else "ENDED"
     return JobResult(exit_code, last_words, time.perf_counter() - began, spec.log_path, reason=reason)
 
 
@@ -93,8 +93,9 @@ def _wait(
     lines = _follow(log_path, start=start)
     while True:
         ended = process.poll() is not None
-        for line in next(lines) if on_line else ():
-            on_line(line)
+        if on_line is not None:
+            for line in next(lines):
+                on_line(line)
         if ended or time.monotonic() > deadline:
             return ended
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -9,6 +9,7 @@ from rlaif.core.canonical import digest
 from rlaif.core.conversation import parse_conversation
 from rlaif.core.errors import PreconditionError
 from rlaif_pipelines.context import Progress
+from rlaif_pipelines.stages.parts import WHOLE, Part
 
 if TYPE_CHECKING:
     from rlaif.client.sampler import SamplerClient
@@ -32,13 +33,15 @@ def sample_rows(
     temperature: float,
     seed: int,
     prompts_per_request: int,
+    part: Part = WHOLE,
     progress: Progress | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """A row of completions for each prompt row, all from exactly that version of the policy.
+    """A row of completions for each prompt row of the part, all from exactly that version of the policy.
 
     Besides the prompt's fields a row holds `prompt_token_ids` and `completions`.
     """
-    for start in range(0, len(prompts), prompts_per_request):
+    mine = part.positions(len(prompts), per_request=prompts_per_request)
+    for start in mine[::prompts_per_request]:
         chunk = prompts[start : start + prompts_per_request]
         batch = sampler.sample(
             policy,
@@ -69,7 +72,7 @@ def sample_rows(
                 ],
             }
         if progress is not None:
-            progress(min(start + prompts_per_request, len(prompts)), len(prompts))
+            progress(start + len(chunk) - mine.start, len(mine))
 
 
 def _check_version(policy: str, *, wanted: int, sampled: int) -> None:

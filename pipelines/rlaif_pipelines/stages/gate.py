@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rlaif.core.preference import AbstentionReason, PairLabel, Preference
 from rlaif.core.quality import CellAccuracy, GateDecision, decide_gate, label_quality
-from rlaif_pipelines.context import RunContext, StageOutput, StageResult, read_rows, stage_name, write_json
-from rlaif_pipelines.evaluation.gold import judge_accuracy, label_accuracy
+from rlaif_pipelines.context import (
+    RunContext,
+    StageOutput,
+    StageResult,
+    file_sha256,
+    read_rows,
+    stage_name,
+    write_json,
+)
+from rlaif_pipelines.evaluation.classification import classify
+from rlaif_pipelines.evaluation.gold import judge_accuracy, label_accuracy, scored_by_gold
 from rlaif_pipelines.stages.constitution import load_constitution
 from rlaif_pipelines.stages.judge import LABELS_FILE
 
@@ -25,6 +35,7 @@ def gate(context: RunContext, *, round_number: int = 1) -> StageResult:
         "constitution": constitution.sha256,
         "limits": context.settings.gate.model_dump(),
         "gold": context.settings.playground,
+        "people": _people_sha256(context),
     }
 
     def body(folder: Path) -> StageOutput:
@@ -34,7 +45,8 @@ def gate(context: RunContext, *, round_number: int = 1) -> StageResult:
             label_quality(map(pair_label, rows)), limits=context.settings.gate.limits(), accuracy=accuracy
         )
         overall = label_accuracy(rows) if context.settings.playground else None
-        write_json(folder / GATE_FILE, gate_json(decision, overall=overall))
+        found = gate_json(decision, overall=overall) | {"classification": _against_reference(context, rows)}
+        write_json(folder / GATE_FILE, found)
         context.record_event(
             "gate_decided",
             subject=context.policy,
@@ -49,6 +61,24 @@ def gate(context: RunContext, *, round_number: int = 1) -> StageResult:
         return StageOutput((GATE_FILE,), {"passed": decision.passed, "reasons": list(decision.reasons)})
 
     return context.run_stage(stage_name("gate", round_number), body, inputs=inputs)
+
+
+def _people_sha256(context: RunContext) -> str | None:
+    people = context.settings.human_labels
+    return file_sha256(people.path) if people is not None else None
+
+
+def _against_reference(context: RunContext, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The labels held against gold, else against what people said of the same pairs; None where nobody did."""
+    if context.settings.playground:
+        scored = scored_by_gold(rows)
+    elif context.settings.human_labels is not None:
+        from rlaif_pipelines.evaluation.people import scored_by_people
+
+        scored = scored_by_people(rows, context.settings.human_labels)
+    else:
+        return None
+    return classify(scored).to_json() if scored else None
 
 
 def pair_label(row: dict[str, Any]) -> PairLabel:

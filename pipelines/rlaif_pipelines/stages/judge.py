@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlaif.core.canonical import sha256_hex
+from rlaif.core.constitution import Constitution
 from rlaif.core.conversation import parse_conversation
-from rlaif_pipelines.context import RunContext, StageOutput, StageResult, read_rows, stage_name, write_rows
+from rlaif_pipelines.context import RunContext, StageResult, read_rows, stage_name, write_rows
 from rlaif_pipelines.stages.completions import COMPLETIONS_FILE, derive_seed
 from rlaif_pipelines.stages.constitution import load_constitution
+from rlaif_pipelines.stages.parts import Part, gather_parts, run_part
+from rlaif_pipelines.stages.served import judge_identity
 
 if TYPE_CHECKING:
     from rlaif.client.judge import Verdict
@@ -32,52 +35,85 @@ class Pair:
     second: str
 
 
-def judge(context: RunContext, *, round_number: int = 1) -> StageResult:
-    """labels.jsonl of one round: soft labels with their votes; abstentions are kept, with weight 0."""
-    samples = context.result(stage_name("sample", round_number))
+def judge(context: RunContext, *, round_number: int = 1, part: int = 1) -> StageResult:
+    """labels.jsonl of one round, or of one part of it: soft labels with their votes; abstentions have weight 0."""
     constitution = load_constitution(context.settings.constitution)
-    stage = stage_name("judge", round_number)
-    inputs = {
-        "completions": samples.outputs[COMPLETIONS_FILE],
+    samples = context.result(stage_name("sample", round_number))
+    seed = derive_seed("pairs", context.settings.seed, round_number)
+
+    def work(folder: Path, name: str, part: Part) -> dict[str, Any]:
+        rows = read_rows(samples.path(COMPLETIONS_FILE))
+        pairs = choose_pairs(rows, per_prompt=context.settings.sampling.pairs_per_prompt, seed=seed)
+        mine = part.positions(len(pairs), per_request=context.settings.judging.pairs_per_request)
+        pairs = pairs[mine.start : mine.stop]
+        verdicts = compare_pairs(context, pairs, constitution=constitution, name=name)
+        write_rows(folder / LABELS_FILE, map(label_row, pairs, verdicts))
+        if part.of == 1:
+            _gather_labels(context, upto_round=round_number, this=folder / LABELS_FILE)
+        return {
+            "num_pairs": len(pairs),
+            "num_abstained": sum(verdict.probability_first is None for verdict in verdicts),
+            "judge_digests": sorted({verdict.provenance.model_digest for verdict in verdicts}),
+            "num_recorded_before": sum(verdict.recorded_before for verdict in verdicts),
+            "num_injections_suspected": sum(verdict.injection_suspected for verdict in verdicts),
+        }
+
+    return run_part(
+        context,
+        stage_name("judge", round_number),
+        work,
+        file=LABELS_FILE,
+        inputs=_inputs(context, constitution, round_number=round_number),
+        number=part,
+    )
+
+
+def gather_judge(context: RunContext, *, round_number: int = 1) -> StageResult:
+    """labels.jsonl of one round, put together from its parts."""
+
+    def values(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
+        digests = sorted({digest for part in parts for digest in part["judge_digests"]})
+        counts = {key: sum(part[key] for part in parts) for key in parts[0] if key.startswith("num_")}
+        return {"judge_digests": digests, **counts}
+
+    return gather_parts(
+        context,
+        stage_name("judge", round_number),
+        file=LABELS_FILE,
+        inputs=_inputs(context, load_constitution(context.settings.constitution), round_number=round_number),
+        values=values,
+        after=lambda path: _gather_labels(context, upto_round=round_number, this=path),
+    )
+
+
+def compare_pairs(
+    context: RunContext, pairs: Sequence[Pair], *, constitution: Constitution, name: str
+) -> list[Verdict]:
+    """The judge's verdict on each pair, in order; progress is told under that name."""
+    from rlaif.client.judge import ResponsePair
+
+    with context.judge() as client:
+        return client.compare_many(
+            constitution.name,
+            [
+                ResponsePair(parse_conversation(pair.messages), pair.first, pair.second, pair.category or "")
+                for pair in pairs
+            ],
+            batch_size=context.settings.judging.pairs_per_request,
+            progress=context.progress(name, message="pairs"),
+        )
+
+
+def _inputs(context: RunContext, constitution: Constitution, *, round_number: int) -> dict[str, Any]:
+    return {
+        "completions": context.result(stage_name("sample", round_number)).outputs[COMPLETIONS_FILE],
         "constitution": constitution.sha256,
-        "judge": context.result("prepare").values["judge_digest"],
+        "judge": judge_identity(context),
         "template": context.settings.judge_template,
         "pairs_per_prompt": context.settings.sampling.pairs_per_prompt,
         "pairs_per_request": context.settings.judging.pairs_per_request,
         "seed": context.settings.seed,
     }
-
-    def body(folder: Path) -> StageOutput:
-        from rlaif.client.judge import ResponsePair
-
-        seed = derive_seed("pairs", context.settings.seed, round_number)
-        pairs = choose_pairs(
-            read_rows(samples.path(COMPLETIONS_FILE)), per_prompt=context.settings.sampling.pairs_per_prompt, seed=seed
-        )
-        with context.judge() as client:
-            verdicts = client.compare_many(
-                constitution.name,
-                [
-                    ResponsePair(parse_conversation(pair.messages), pair.first, pair.second, pair.category or "")
-                    for pair in pairs
-                ],
-                batch_size=context.settings.judging.pairs_per_request,
-                progress=context.progress(stage, message="pairs"),
-            )
-        write_rows(folder / LABELS_FILE, map(label_row, pairs, verdicts))
-        _gather_labels(context, upto_round=round_number, this=folder / LABELS_FILE)
-        return StageOutput(
-            (LABELS_FILE,),
-            {
-                "num_pairs": len(pairs),
-                "num_abstained": sum(verdict.probability_first is None for verdict in verdicts),
-                "judge_digests": sorted({verdict.provenance.model_digest for verdict in verdicts}),
-                "num_recorded_before": sum(verdict.recorded_before for verdict in verdicts),
-                "num_injections_suspected": sum(verdict.injection_suspected for verdict in verdicts),
-            },
-        )
-
-    return context.run_stage(stage, body, inputs=inputs)
 
 
 def training_labels(context: RunContext, *, round_number: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from rlaif.core.errors import InvalidInputError
+from rlaif.core.errors import InvalidInputError, SettingsError
 from rlaif.runtime.artifacts import folder_digest
 from rlaif.runtime.store import fetch_model, is_remote, local_folder
 from rlaif_pipelines.context import RUN_FILE, RunContext, StageOutput, StageResult, now, read_json, write_json
+from rlaif_pipelines.parameters import settings_from
 from rlaif_pipelines.settings import RunSettings, ServiceAddresses, make_settings
 from rlaif_pipelines.stages.constitution import load_constitution
+from rlaif_pipelines.stages.served import check_sampler, served_judge
 
 RUN_SCHEMA: Final = 1
 _PACKAGES: Final = ("kube-rlaif", "kfp", "torch", "transformers", "deepspeed", "grpcio", "protobuf")
@@ -36,24 +39,30 @@ def create_run(settings: RunSettings, services: ServiceAddresses) -> RunContext:
     return RunContext(root=root, settings=settings, services=services)
 
 
-def create_run_from(run_root: str, *, settings: dict[str, Any], services: dict[str, Any]) -> RunContext:
-    """The same from plain values, as a pipeline's parameters hold them."""
-    return create_run(make_settings({**settings, "out": run_root}), ServiceAddresses.model_validate(services))
+def create_run_from(given: Mapping[str, Any]) -> RunContext:
+    """The same from what a pipeline was given: its parameters, and what it was compiled for."""
+    values = settings_from(given) | {"out": given["run_root"]}
+    _check_compiled(values, given)
+    _share_volume(values, given)
+    return create_run(make_settings(values), ServiceAddresses.model_validate(given["services"]))
 
 
 def prepare(context: RunContext) -> StageResult:
     """Digests of the models and the constitution, in the result and in run.json."""
     settings = context.settings
     constitution = load_constitution(settings.constitution)
-    judge_digest = _digest(settings.judge_uri)
-    evaluator_digest = _evaluator_digest(settings, judge_digest=judge_digest)
     policy_uri, policy_folder = _policy(settings.policy_uri)
+    policy_digest = folder_digest(policy_folder)
+    check_sampler(context, policy_digest=policy_digest)
+    judge = served_judge(context, constitution, judge_digest=_digest(settings.judge_uri))
+    evaluator_digest = _evaluator_digest(settings, judge_digest=judge["digest"])
     values = {
         "policy": context.policy,
         "policy_uri": policy_uri,
-        "policy_digest": folder_digest(policy_folder),
+        "policy_digest": policy_digest,
         "judge_uri": settings.judge_uri,
-        "judge_digest": judge_digest,
+        "judge_digest": judge["digest"],
+        "judge_fingerprint": judge["fingerprint"],
         "evaluator_uri": settings.evaluator_uri,
         "evaluator_digest": evaluator_digest,
         "constitution": constitution.name,
@@ -67,6 +76,36 @@ def prepare(context: RunContext) -> StageResult:
         return StageOutput(values=values)
 
     return context.run_stage("prepare", body, inputs=values)
+
+
+def _check_compiled(values: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Put in what the pipeline was compiled for; SettingsError where the settings want another pipeline."""
+    compiled: dict[str, Any] = {"pipeline": given["pipeline"], "rounds": given["rounds"]}
+    if given["constitutional"] == "only":
+        compiled["algorithm"] = "sft"
+    for name, value in compiled.items():
+        if values.setdefault(name, value) != value:
+            raise SettingsError(
+                f"the pipeline was compiled for {name} = {value!r}, and the run's settings say {values[name]!r}: "
+                "compile it for them (rlaif compile --help)",
+                field=name,
+            )
+    stage = make_settings(values).constitutional_stage
+    if given["constitutional"] == "first" and stage == "none":
+        values["constitutional"] = {**values.get("constitutional", {}), "enabled": True}
+    elif stage != given["constitutional"]:
+        raise SettingsError(
+            f"the pipeline was compiled with --constitutional {given['constitutional']}, and the run's settings want "
+            f"{stage!r}: compile it for them",
+            field="constitutional.enabled",
+        )
+
+
+def _share_volume(values: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Trainings in pods of their own get the volume of the tasks, unless the settings name another."""
+    jobs = values.get("jobs") or {}
+    if given.get("volume_claim") and jobs.get("launcher", "local") != "local":
+        jobs.setdefault("pod", {}).setdefault("volume_claim", given["volume_claim"])
 
 
 def check_not_the_same_judge(*, judge_digest: str, evaluator_digest: str) -> None:

@@ -22,6 +22,7 @@ from rlaif_pipelines.stages.policy import base_policy
 from rlaif_pipelines.stages.prompts import PROMPTS_FILE
 from rlaif_pipelines.stages.revising import Reviser
 from rlaif_pipelines.stages.sample import choose_prompts
+from rlaif_pipelines.stages.served import judge_identity
 
 REVISIONS_FILE: Final = "revisions.jsonl"
 _JOURNAL_FILE: Final = "answers.jsonl"
@@ -42,7 +43,7 @@ def revise(context: RunContext) -> StageResult:
         "policy": context.policy,
         "digest": start.digest,
         "constitution": constitution.sha256,
-        "judge": context.result("prepare").values["judge_digest"],
+        "judge": judge_identity(context),
         "template": settings.judge_template,
         "num_prompts": settings.constitutional.num_prompts,
         "rounds": settings.constitutional.rounds,

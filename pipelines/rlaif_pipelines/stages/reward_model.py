@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from rlaif.runtime.store import open_store
-from rlaif_pipelines.context import RunContext, StageOutput, StageResult, stage_name
+from rlaif_pipelines.context import RunContext, StageOutput, StageResult, read_rows, stage_name, write_json
+from rlaif_pipelines.evaluation.classification import Scored, classify
 from rlaif_pipelines.stages.judge import training_labels
 from rlaif_pipelines.stages.policy import starting_policy
 from rlaif_pipelines.stages.training_job import train_model
+from rlaif_pipelines.training.config.reward import HELD_OUT_FILE
 
 REWARD_MODEL: Final = "rewardModels/distilled"
+CLASSIFICATION_FILE: Final = "classification.json"
 
 
 def reward_model(context: RunContext, *, round_number: int = 1) -> StageResult:
@@ -31,10 +35,11 @@ def reward_model(context: RunContext, *, round_number: int = 1) -> StageResult:
         "seed": context.settings.seed,
     }
 
+    out = context.root / "models" / stage_name("reward-model", round_number)
+
     def body(folder: Path) -> StageOutput:
-        del folder
         config: dict[str, Any] = {
-            "out": context.root / "models" / stage_name("reward-model", round_number),
+            "out": out,
             "policy": start.uri,
             "labels": labels,
             "seed": context.settings.seed,
@@ -52,9 +57,18 @@ def reward_model(context: RunContext, *, round_number: int = 1) -> StageResult:
         values = train_model(context, stage, verb="reward", config=config)
         if context.settings.artifact_root is not None:
             values["members"] = _published(context, stage, values["members"])
-        return StageOutput(values={**values, "uri": values["members"][0]["uri"]})
+        write_json(folder / CLASSIFICATION_FILE, _classification(out / HELD_OUT_FILE))
+        first = values["members"][0]
+        return StageOutput((CLASSIFICATION_FILE,), {**values, "uri": first["uri"], "digest": first["digest"]})
 
     return context.run_stage(stage, body, inputs=inputs, resumable=True)
+
+
+def _classification(path: Path) -> dict[str, Any]:
+    """How the rewards of held-out pairs tell their labels apart."""
+    # σ(margin), in the form that never overflows.
+    scored = [Scored((1.0 + math.tanh(row["margin"] / 2.0)) / 2.0, row["probability_first"]) for row in read_rows(path)]
+    return classify(scored).to_json()
 
 
 def _published(context: RunContext, stage: str, members: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:

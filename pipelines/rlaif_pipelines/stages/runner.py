@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
 from rlaif.core.errors import InvalidInputError, RlaifError, SettingsError
-from rlaif_pipelines.context import RunContext, StageResult, stage_name
+from rlaif_pipelines.context import RUN_FILE, RunContext, StageResult, append_event, stage_name
+from rlaif_pipelines.stages.parts import num_parts
 
 ROUND_STAGES: Final = ("sample", "judge", "gate", "reward_model", "train", "evaluate")
 """Stages that every round repeats."""
@@ -22,34 +24,68 @@ EXIT_WRONG_INPUT: Final = 2
 EXIT_INTERRUPTED: Final = 130
 
 
-def run(stage: str, *, run_root: str | Path, round_number: int = 1) -> StageResult:
-    """The stage's result. A failure is recorded in events.jsonl as one sentence with its exit code, then raised."""
-    context = RunContext.load(run_root)
-    name = stage_name(stage, round_number)
+def begin(given: Mapping[str, Any]) -> None:
+    """Write run.json from a pipeline's parameters; wrong ones are recorded as a failure of `prepare`, then raised."""
+    root = Path(given["run_root"])
+    root.mkdir(parents=True, exist_ok=True)
+    with _recorded(root, "prepare"):
+        from rlaif_pipelines.stages.prepare import create_run_from
+
+        create_run_from(given)
+
+
+def run(stage: str, *, run_root: str | Path, round_number: int = 1, part: int | None = None) -> StageResult:
+    """The stage's result, or that of one part of it; a failure is recorded in events.jsonl, then raised."""
+    more: dict[str, Any] = {"round_number": round_number} if stage in ROUND_STAGES else {}
+    if part is not None:
+        more["part"] = part
+    with _recorded(Path(run_root), stage_name(stage, round_number)):
+        return _function(stage, stage)(RunContext.load(run_root), **more)
+
+
+def gather(stage: str, *, run_root: str | Path, round_number: int) -> StageResult:
+    """The result of a stage that is put together from its parts."""
+    with _recorded(Path(run_root), stage_name(stage, round_number)):
+        return _function(stage, f"gather_{stage}")(RunContext.load(run_root), round_number=round_number)
+
+
+def report(*, run_root: str | Path) -> StageResult:
+    """The report of a run, however far it came: also of one that its settings kept from beginning."""
+    from rlaif_pipelines.stages.report import report_failed_start
+
+    root = Path(run_root)
+    if (root / RUN_FILE).is_file():
+        return run("report", run_root=root)
+    return report_failed_start(root)
+
+
+def parts(run_root: str | Path) -> list[int]:
+    """The numbers of the parts in which sampling and judging are worked on."""
+    return list(range(1, num_parts(RunContext.load(run_root)) + 1))
+
+
+def _function(stage: str, name: str) -> Callable[..., StageResult]:
+    function: Callable[..., StageResult] = getattr(importlib.import_module(f"rlaif_pipelines.stages.{stage}"), name)
+    return function
+
+
+@contextlib.contextmanager
+def _recorded(root: Path, name: str) -> Iterator[None]:
+    """A failure of the block is recorded as one sentence with its exit code, then raised."""
     signal.signal(signal.SIGTERM, _end)  # so that `finally` clauses end what a stage has started
     try:
-        function: Callable[..., StageResult] = getattr(
-            importlib.import_module(f"rlaif_pipelines.stages.{stage}"), stage
-        )
-        more: dict[str, Any] = {"round_number": round_number} if stage in ROUND_STAGES else {}
-        return function(context, **more)
+        yield
     except BaseException as error:
-        context.record(
-            name,
-            "failed",
-            message=_sentence(error),
-            reason=error.reason if isinstance(error, RlaifError) else type(error).__name__,
-            exit_code=exit_code(error),
-        )
+        if root.is_dir():
+            event = {
+                "stage": name,
+                "state": "failed",
+                "message": _sentence(error),
+                "reason": error.reason if isinstance(error, RlaifError) else type(error).__name__,
+                "exit_code": exit_code(error),
+            }
+            append_event(root, event)
         raise
-
-
-def describe(artifact: Any, result: StageResult, *, file: str | None = None) -> None:
-    """Point a KFP artifact at what the stage left (that file, else the model it names) and say what it is."""
-    artifact.uri = str(result.path(file)) if file else result.values["uri"]
-    artifact.metadata.update({"stage": result.stage, "inputs_sha256": result.inputs_sha256, **result.values})
-    if file:
-        artifact.metadata["sha256"] = result.outputs[file]
 
 
 def exit_code(error: BaseException) -> int:

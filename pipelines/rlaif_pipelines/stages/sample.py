@@ -8,48 +8,74 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif_pipelines.context import RunContext, StageOutput, StageResult, read_rows, stage_name, write_rows
+from rlaif_pipelines.context import RunContext, StageResult, read_rows, stage_name, write_rows
 from rlaif_pipelines.stages.completions import COMPLETIONS_FILE, derive_seed, sample_rows
-from rlaif_pipelines.stages.policy import starting_policy
+from rlaif_pipelines.stages.parts import Part, gather_parts, run_part
+from rlaif_pipelines.stages.policy import PolicyVersion, starting_policy
 from rlaif_pipelines.stages.prompts import PROMPTS_FILE
 
 
-def sample(context: RunContext, *, round_number: int = 1) -> StageResult:
-    """completions.jsonl of one round, from the policy that the round before left (the base in round 1)."""
-    prompts = context.result("prompts")
+def sample(context: RunContext, *, round_number: int = 1, part: int = 1) -> StageResult:
+    """completions.jsonl of one round, or of one part of it: from the policy the round before left, or the base."""
     start = starting_policy(context, round_number=round_number)
-    stage = stage_name("sample", round_number)
-    inputs = {
-        "prompts": prompts.values["train_sha256"],
-        "policy": context.policy,
-        "version": start.version,
-        "digest": start.digest,
-        "sampling": context.settings.sampling.model_dump(),
-        "seed": context.settings.seed,
-    }
+    seed = derive_seed("sample", context.settings.seed, round_number)
 
-    def body(folder: Path) -> StageOutput:
+    def work(folder: Path, name: str, part: Part) -> dict[str, Any]:
         sizes = context.settings.sampling
-        train = [row for row in read_rows(prompts.path(PROMPTS_FILE)) if row["split"] == "train"]
-        seed = derive_seed("sample", context.settings.seed, round_number)
-        chosen = choose_prompts(train, num_prompts=sizes.num_prompts, seed=seed)
+        rows = read_rows(context.result("prompts").path(PROMPTS_FILE))
+        train = [row for row in rows if row["split"] == "train"]
         with context.sampler() as sampler:
-            rows = sample_rows(
+            completions = sample_rows(
                 sampler,
                 context.policy,
-                chosen,
+                choose_prompts(train, num_prompts=sizes.num_prompts, seed=seed),
                 version=start.version,
                 num_completions=sizes.num_completions,
                 max_tokens=sizes.max_tokens,
                 temperature=sizes.temperature,
                 seed=seed,
                 prompts_per_request=sizes.prompts_per_request,
-                progress=context.progress(stage, message="prompts"),
+                part=part,
+                progress=context.progress(name, message="prompts"),
             )
-            num_rows = write_rows(folder / COMPLETIONS_FILE, rows)
-        return StageOutput((COMPLETIONS_FILE,), {"num_prompts": num_rows, "policy_version": start.version})
+            num_rows = write_rows(folder / COMPLETIONS_FILE, completions)
+        return {"num_prompts": num_rows, "policy_version": start.version}
 
-    return context.run_stage(stage, body, inputs=inputs)
+    return run_part(
+        context,
+        stage_name("sample", round_number),
+        work,
+        file=COMPLETIONS_FILE,
+        inputs=_inputs(context, start),
+        number=part,
+    )
+
+
+def gather_sample(context: RunContext, *, round_number: int = 1) -> StageResult:
+    """completions.jsonl of one round, put together from its parts."""
+    start = starting_policy(context, round_number=round_number)
+
+    def values(parts: list[Mapping[str, Any]]) -> dict[str, Any]:
+        return {"num_prompts": sum(part["num_prompts"] for part in parts), "policy_version": start.version}
+
+    return gather_parts(
+        context,
+        stage_name("sample", round_number),
+        file=COMPLETIONS_FILE,
+        inputs=_inputs(context, start),
+        values=values,
+    )
+
+
+def _inputs(context: RunContext, start: PolicyVersion) -> dict[str, Any]:
+    return {
+        "prompts": context.result("prompts").values["train_sha256"],
+        "policy": context.policy,
+        "version": start.version,
+        "digest": start.digest,
+        "sampling": context.settings.sampling.model_dump(),
+        "seed": context.settings.seed,
+    }
 
 
 def choose_prompts(prompts: Sequence[Mapping[str, Any]], *, num_prompts: int, seed: int) -> list[Mapping[str, Any]]:

@@ -13,6 +13,7 @@ from rlaif_pipelines.stages.judge import training_labels
 from rlaif_pipelines.stages.policy import PolicyVersion, starting_policy
 from rlaif_pipelines.stages.prompts import PROMPTS_FILE
 from rlaif_pipelines.stages.reward_model import REWARD_MODEL
+from rlaif_pipelines.stages.served import judge_identity
 from rlaif_pipelines.stages.training_job import train_model
 from rlaif_pipelines.training.config.verbs import Verb
 
@@ -133,7 +134,7 @@ def _inputs(context: RunContext, round_number: int) -> dict[str, Any]:
         "max_tokens": settings.sampling.max_tokens,
         "temperature": settings.sampling.temperature,
         "constitution": load_constitution(settings.constitution).sha256,
-        "judge": context.result("prepare").values["judge_digest"],
+        "judge": judge_identity(context),
     }
     if settings.trains_reward_model:
         inputs["reward_model"] = context.result(stage_name("reward_model", round_number)).values["members"]

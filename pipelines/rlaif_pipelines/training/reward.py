@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlaif.runtime.artifacts import atomic_write_folder
+from rlaif.runtime.artifacts import atomic_write_folder, atomic_write_text
 from rlaif_pipelines.training import engine as processes
-from rlaif_pipelines.training.config.reward import RewardTraining
+from rlaif_pipelines.training.config.reward import HELD_OUT_FILE, RewardTraining
 from rlaif_pipelines.training.engine import TrainingEngine
 from rlaif_pipelines.training.errors import told_when_full
 from rlaif_pipelines.training.fitting import Schedule
@@ -61,6 +62,7 @@ def run(settings: RewardTraining) -> dict[str, Any]:
         "labels": labels.provenance(),
     }
     if processes.rank() == 0:
+        _write_held_out(settings.out / HELD_OUT_FILE, margins_MP.mean(dim=0), data)
         write_record(
             settings.out,
             verb="reward",
@@ -146,6 +148,12 @@ def _margins(
         pairs, forward=rewards, layout=layout, max_tokens=settings.engine.micro_batch_tokens
     )
     return first_P - second_P
+
+
+def _write_held_out(path: Path, margin_P: Tensor, data: PairData) -> None:
+    pairs = zip(margin_P.tolist(), data.held_out, strict=True)
+    rows = [{"margin": margin, "probability_first": pair.probability_first} for margin, pair in pairs]
+    atomic_write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def _quality(margin_P: Tensor, data: PairData) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`rlaif compile`: the pipeline as YAML for a cluster."""
+"""`rlaif compile`: a pipeline as YAML for a cluster."""
 
 from __future__ import annotations
 
@@ -7,22 +7,44 @@ from typing import Annotated, Literal
 
 import typer
 
-EPILOG = "Example: [bold]rlaif compile -o rlaif.yaml --rounds 2[/bold], then upload the file to Kubeflow Pipelines."
+EPILOG = "Example: [bold]rlaif compile -o rlaif.yaml --rounds 2[/bold], then [bold]rlaif submit[/bold] or upload it."
 
 
 def compile_(
     *,
     output: Annotated[Path, typer.Option("--output", "-o", help="YAML file to write.")] = Path("rlaif.yaml"),
+    pipeline: Annotated[
+        Literal["rlaif", "label-only", "evaluate-only", "judge-benchmark"],
+        typer.Option(help="The whole loop, or one of the smaller pipelines."),
+    ] = "rlaif",
     rounds: Annotated[int, typer.Option(min=1, max=16, help="Rounds to unroll; KFP has no sequential loop.")] = 1,
     constitutional: Annotated[
         Literal["none", "first", "only"],
         typer.Option(help="A constitutional stage before the first round, or in place of all rounds."),
     ] = "none",
+    image: Annotated[
+        str, typer.Option(metavar="IMAGE", help="Image of the tasks. Default: that of this version.")
+    ] = "",
+    retries: Annotated[
+        int, typer.Option(min=0, max=20, help="Times that a failed task is started again; each waits twice as long.")
+    ] = 2,
 ) -> None:
-    """Compile the same graph that `rlaif run` runs locally into Kubeflow Pipelines YAML."""
-    from rlaif_pipelines.flow import compile_pipeline
+    """Compile the same graph that `rlaif run` runs locally into Kubeflow Pipelines YAML.
 
-    compile_pipeline(output, rounds=rounds, constitutional=constitutional)
-    after = "" if constitutional == "only" else f"{rounds} round{'s' if rounds > 1 else ''}"
-    before = "" if constitutional == "none" else "constitutional stage"
-    typer.echo(f"{output}: {', '.join(filter(None, (before, after)))}")
+    What people change from run to run are parameters of the pipeline; what shapes the graph is decided here.
+    """
+    from rlaif_pipelines.flow import GraphOptions, compile_pipeline
+    from rlaif_pipelines.placement import Retries
+
+    options = GraphOptions(rounds=rounds, constitutional=constitutional, image=image, retries=Retries(count=retries))
+    compile_pipeline(output, name=pipeline, options=options)
+    typer.echo(f"{output}: {', '.join(_words(pipeline, rounds, constitutional))}")
+
+
+def _words(pipeline: str, rounds: int, constitutional: str) -> list[str]:
+    if pipeline != "rlaif":
+        return [pipeline]
+    return [
+        *(["constitutional stage"] if constitutional != "none" else []),
+        *([f"{rounds} round{'s' if rounds > 1 else ''}"] if constitutional != "only" else []),
+    ]

@@ -32,6 +32,7 @@ _OURS: Final = (
     "logs",
     "report.html",
     "report.json",
+    "summary.md",
 )
 _OURS_NUMBERED: Final = re.compile(r"metrics(-\d+)?\.jsonl")
 _MAX_NAMED: Final = 4

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def main() -> int:
     """Run the KFP graph of a run folder locally; the exit code says how the run ended."""
-    from rlaif_pipelines.flow import run_local
+    from rlaif_pipelines.local_run import run_local
     from rlaif_pipelines.outcome import PipelineFailedError
 
     try:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import Field
 
 from rlaif_pipelines.training.config.common import NonNegative
 from rlaif_pipelines.training.config.pairs import PairTraining
+
+HELD_OUT_FILE: Final = "held_out.jsonl"
+"""Beside training.json: what the ensemble says of each held-out pair, and its label."""
 
 
 class RewardTraining(PairTraining):

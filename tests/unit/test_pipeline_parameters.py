@@ -1,0 +1,82 @@
+"""From a pipeline's parameters to the settings of a run, and the sentence for what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlaif.core.errors import SettingsError
+from rlaif_pipelines.context import read_json, read_rows
+from rlaif_pipelines.parameters import parameters_of, settings_from
+from rlaif_pipelines.stages import runner
+from rlaif_pipelines.stages.prepare import create_run_from
+
+
+def given(root: Path, **values: Any) -> dict[str, Any]:
+    """What `prepare` gets when a run gives these."""
+    defaults = {parameter.name: parameter.default for parameter in parameters_of("rlaif")}
+    compiled = {"pipeline": "rlaif", "rounds": 1, "constitutional": "none"}
+    return {**defaults, **compiled, "run_root": str(root), **values}
+
+
+def test_what_is_not_given_is_left_to_the_settings_defaults(tmp_path: Path) -> None:
+    context = create_run_from(given(tmp_path))
+    assert settings_from(given(tmp_path)) == {}
+    assert context.settings.playground
+    assert context.settings.out == tmp_path
+
+
+def test_parameters_become_settings_beside_those_given_as_such(tmp_path: Path) -> None:
+    values = {"algorithm": "dpo", "num_prompts": 8, "seed": 3, "settings": {"sampling": {"temperature": 0.7}}}
+    settings = create_run_from(given(tmp_path, **values)).settings
+    assert (settings.algorithm, settings.seed) == ("dpo", 3)
+    assert (settings.sampling.num_prompts, settings.sampling.temperature) == (8, 0.7)
+    assert read_json(tmp_path / "run.json")["settings"]["sampling"]["num_prompts"] == 8
+
+
+def test_a_parameter_may_repeat_what_settings_say_but_not_contradict_it(tmp_path: Path) -> None:
+    create_run_from(given(tmp_path, seed=3, settings={"seed": 3}))
+    with pytest.raises(SettingsError, match=r"num_prompts = 8, but settings\.sampling\.num_prompts = 9: give one"):
+        create_run_from(given(tmp_path, num_prompts=8, settings={"sampling": {"num_prompts": 9}}))
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"settings": {"rounds": 2}}, "compiled for rounds = 1, and the run's settings say 2"),
+        ({"settings": {"pipeline": "label-only"}}, "compiled for pipeline = 'rlaif'"),
+        ({"settings": {"constitutional": {"enabled": True}}}, "compiled with --constitutional none, .* want 'first'"),
+        ({"settings": {"algorithm": "sft"}}, "compiled with --constitutional none, .* want 'only'"),
+        ({"constitutional": "only", "algorithm": "dpo"}, "compiled for algorithm = 'sft', .* say 'dpo'"),
+        ({"settings": {"rl": {"stepz": 1}}}, r"there is no setting 'rl\.stepz'"),
+    ],
+)
+def test_settings_that_want_another_pipeline_are_refused(tmp_path: Path, values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        create_run_from(given(tmp_path, **values))
+
+
+def test_a_pipeline_gives_the_settings_that_it_was_compiled_for(tmp_path: Path) -> None:
+    first = create_run_from(given(tmp_path / "a", constitutional="first", rounds=2)).settings
+    assert (first.constitutional_stage, first.rounds) == ("first", 2)
+    assert create_run_from(given(tmp_path / "b", constitutional="only")).settings.constitutional_stage == "only"
+
+
+def test_wrong_parameters_are_told_in_the_report_of_a_run_that_never_began(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError):
+        runner.begin(given(tmp_path / "run", settings={"rl": {"stepz": "<b>"}}))
+    [event] = read_rows(tmp_path / "run" / "events.jsonl")
+    assert (event["stage"], event["state"], event["exit_code"]) == ("prepare", "failed", 2)
+    result = runner.report(run_root=tmp_path / "run")
+    assert "there is no setting 'rl.stepz'" in (tmp_path / "run" / "summary.md").read_text()
+    assert "there is no setting &#x27;rl.stepz&#x27;" in result.path("report.html").read_text()
+
+
+def test_the_defaults_are_what_kfp_can_hold() -> None:
+    for parameter in parameters_of("rlaif"):
+        if not parameter.required:
+            assert type(parameter.default) is parameter.kind
+            json.dumps(parameter.default)
