@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 
 import psycopg
@@ -120,3 +121,24 @@ async def test_the_database_refuses_to_change_what_was_recorded(database_url: st
             connection.execute(text(statement.format(table)))
         engine.dispose()
         assert (await ledger.verify()).broken_at == ""
+
+
+async def test_the_ledger_is_verified_by_itself(database_url: str) -> None:
+    async with serving_ledger(database_url, verify_every_hours=0.05 / 3600) as ledger:
+        await fill(ledger)
+        tamper(database_url, "UPDATE events SET subject = 'runs/other' WHERE sequence = 2")
+        async with asyncio.timeout(60):
+            while REGISTRY.get_sample_value("rlaif_oversight_intact_ratio") != 0:
+                await ledger.stub.ListEvents(pb.ListEventsRequest(page_size=1))
+    assert REGISTRY.get_sample_value("rlaif_oversight_verify_interval_seconds") == pytest.approx(0.05)
+
+
+async def test_a_repeated_request_is_counted_once(database_url: str) -> None:
+    name = "rlaif_oversight_policies_published_total"
+    before = REGISTRY.get_sample_value(name) or 0.0
+    async with serving_ledger(database_url) as ledger:
+        event = pb.Event(event_type="policy_published", subject="policies/first")
+        request = pb.RecordEventRequest(event=event, request_id=new_id())
+        await ledger.stub.RecordEvent(request)
+        await ledger.stub.RecordEvent(request)
+    assert REGISTRY.get_sample_value(name) == before + 1

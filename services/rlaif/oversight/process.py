@@ -9,11 +9,14 @@ import grpc
 
 from rlaif.oversight import quality_metrics
 from rlaif.oversight.database import Database
+from rlaif.oversight.metrics import ledger_metrics, run_metrics
 from rlaif.oversight.quality import QualityReader
 from rlaif.oversight.review_servicer import ReviewServicer
+from rlaif.oversight.run_events import RunEvents
 from rlaif.oversight.schema import check_schema, upgrade_schema
 from rlaif.oversight.servicer import LedgerServicer
 from rlaif.oversight.settings import OversightSettings
+from rlaif.oversight.verification import Verifier
 from rlaif.runtime.server import Service
 from rlaif.v1 import ledger_service_pb2_grpc, review_service_pb2_grpc
 
@@ -31,14 +34,17 @@ def make_service(settings: OversightSettings) -> Service:
 
 
 class _Process:
-    """Owns the database and the task that keeps the metrics of label quality."""
+    """Owns the database and the tasks that verify the ledger and keep the metrics of label quality."""
 
     def __init__(self, settings: OversightSettings) -> None:
         self._settings = settings
         self._database: Database | None = None
-        self._ledger = LedgerServicer(settings.limits)
+        self._verifier = Verifier(ledger_metrics())
+        self._ledger = LedgerServicer(
+            settings.limits, verifier=self._verifier, metrics=ledger_metrics(), run_events=RunEvents(run_metrics())
+        )
         self._quality = QualityReader()
-        self._refreshing: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def register(self, server: grpc.aio.Server) -> None:
         ledger_service_pb2_grpc.add_LedgerServiceServicer_to_server(self._ledger, server)
@@ -53,14 +59,17 @@ class _Process:
         if settings.migrate:
             await asyncio.to_thread(upgrade_schema, self._database.engine)
         await asyncio.to_thread(check_schema, self._database.engine)
-        self._ledger.database = self._quality.database = self._database
-        self._refreshing = asyncio.create_task(quality_metrics.refresh(self._quality, settings.quality))
+        self._ledger.database = self._quality.database = self._verifier.database = self._database
+        self._tasks = [
+            asyncio.create_task(quality_metrics.refresh(self._quality, settings.quality)),
+            asyncio.create_task(self._verifier.run(every_seconds=settings.verify_every_hours * 3600)),
+        ]
 
     async def stop(self) -> None:
-        if self._refreshing is not None:
-            self._refreshing.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._refreshing
+                await task
         await self._quality.close()
         if self._database is not None:
             await self._database.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,9 +9,10 @@ from google.protobuf import json_format
 from sqlalchemy import Row
 
 from rlaif.core.errors import InvalidInputError
-from rlaif.oversight import checks, ledger, metrics
+from rlaif.oversight import checks, ledger
 from rlaif.oversight.database import Database
 from rlaif.oversight.ledger import Caller, Cursor, RecordedLabels
+from rlaif.oversight.metrics import SOURCES, LedgerMetrics
 from rlaif.oversight.paging import page_token, read_page_token
 from rlaif.oversight.records import (
     LABEL_EVENTS,
@@ -25,16 +24,15 @@ from rlaif.oversight.records import (
     strip_label,
     timestamp,
 )
+from rlaif.oversight.run_events import RunEvents
 from rlaif.oversight.settings import LedgerLimits
-from rlaif.oversight.verify import verify_chain
+from rlaif.oversight.verification import Verifier
 from rlaif.runtime.context import current_actor
-from rlaif.runtime.logging import EventLogger
 from rlaif.v1 import ledger_service_pb2 as pb
 from rlaif.v1 import ledger_service_pb2_grpc
 
-_log = EventLogger(__name__)
 _EXPORT_ROWS = 500
-_SOURCES = {pb.LABEL_SOURCE_AI: "ai", pb.LABEL_SOURCE_HUMAN: "human"}
+_SOURCES = dict(zip((pb.LABEL_SOURCE_AI, pb.LABEL_SOURCE_HUMAN), SOURCES, strict=True))
 
 
 class _Page(NamedTuple):
@@ -47,10 +45,10 @@ class LedgerServicer(ledger_service_pb2_grpc.LedgerServiceServicer):
 
     database: Database
 
-    def __init__(self, limits: LedgerLimits) -> None:
-        self._limits = limits
-        # Reads the whole ledger: one at a time leaves readers to everybody else.
-        self._verifying = asyncio.Lock()
+    def __init__(
+        self, limits: LedgerLimits, *, verifier: Verifier, metrics: LedgerMetrics, run_events: RunEvents
+    ) -> None:
+        self._limits, self._verifier, self._metrics, self._run_events = limits, verifier, metrics, run_events
 
     async def RecordLabels(  # noqa: N802 - named by the contract
         self, request: pb.RecordLabelsRequest, context: Any
@@ -139,9 +137,12 @@ class LedgerServicer(ledger_service_pb2_grpc.LedgerServiceServicer):
             payload=payload_bytes(request.event.payload, field="event.payload", most=self._limits.max_payload_bytes),
             create_time_us=caller.create_time_us,
         )
-        with metrics.append_seconds.time():
+        with self._metrics.append_seconds.time():
             row = await self.database.write(lambda connection: ledger.append_event(connection, event, caller=caller))
-        metrics.events_recorded.labels(kind="fact").inc()
+        # A repeated request gets the row of the first, which was counted then.
+        if row.create_time_us == event.create_time_us:
+            self._metrics.events_recorded.labels(kind="fact").inc()
+            self._run_events.count(event)
         return pb.RecordEventResponse(event=_event(row))
 
     async def ListEvents(  # noqa: N802 - named by the contract
@@ -163,20 +164,11 @@ class LedgerServicer(ledger_service_pb2_grpc.LedgerServiceServicer):
     async def VerifyLedger(  # noqa: N802 - named by the contract
         self, request: pb.VerifyLedgerRequest, context: Any
     ) -> pb.VerifyLedgerResponse:
-        async with self._verifying:
-            started = time.perf_counter()
-            report = await self.database.read(verify_chain)
-        seconds = time.perf_counter() - started
-        metrics.verify_seconds.set(seconds)
-        metrics.verify_time.set_to_current_time()
-        metrics.intact.set(report.broken_at is None)
-        broken_at = "" if report.broken_at is None else f"events/{report.broken_at}"
-        if broken_at:
-            _log.error("ledger is broken", broken_at=broken_at, fault=pb.LedgerFault.Name(report.fault))
+        report = await self._verifier.verify()
         return pb.VerifyLedgerResponse(
             num_events=report.num_events,
             num_labels=report.num_labels,
-            broken_at=broken_at,
+            broken_at="" if report.broken_at is None else f"events/{report.broken_at}",
             fault=report.fault,
             head_sha256=report.head_sha256,
         )
@@ -194,13 +186,13 @@ class LedgerServicer(ledger_service_pb2_grpc.LedgerServiceServicer):
                 )
             checks.check_label(label, field=f"labels[{index}]")
         stripped = [strip_label(label) for label in labels]
-        with metrics.append_seconds.time():
+        with self._metrics.append_seconds.time():
             recorded = await self.database.write(
                 lambda connection: ledger.append_labels(connection, stripped, event_type=event_type, caller=caller)
             )
-        metrics.labels_recorded.labels(source=_SOURCES[source]).inc(recorded.num_appended)
-        metrics.labels_answered.inc(len(labels) - recorded.num_appended)
-        metrics.events_recorded.labels(kind="labels").inc(recorded.num_appended > 0)
+        self._metrics.labels_recorded.labels(source=_SOURCES[source]).inc(recorded.num_appended)
+        self._metrics.labels_answered.inc(len(labels) - recorded.num_appended)
+        self._metrics.events_recorded.labels(kind="labels").inc(recorded.num_appended > 0)
         return recorded
 
     def _fit(self, rows: Sequence[Row[Any]], *, size: int, column: str) -> _Page:

@@ -56,6 +56,8 @@ class OversightSettings(SettingsModel):
     """Bounds of one request."""
     quality: QualitySettings = QualitySettings()
     """Label quality as metrics."""
+    verify_every_hours: float = Field(default=24.0, gt=0, allow_inf_nan=False)
+    """How often the whole ledger is read and every hash of it recomputed; first within half a minute of the start."""
 
     @model_validator(mode="before")
     @classmethod

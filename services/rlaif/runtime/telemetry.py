@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -70,6 +72,27 @@ def request_metrics(service: str) -> RequestMetrics:
         in_flight=Gauge(f"rlaif_{service}_requests_in_flight", "Calls being served.", registry=REGISTRY),
         ready=Gauge(f"rlaif_{service}_ready_ratio", "1 while health says SERVING, else 0.", registry=REGISTRY),
     )
+
+
+OTHER: Final = "other"
+"""Where values of a label go that are not told apart."""
+
+
+class BoundedValues:
+    """Values of a label that others write: the first `most` that look like one are told apart, the rest are OTHER."""
+
+    def __init__(self, most: int, *, pattern: re.Pattern[str]) -> None:
+        self._most, self._pattern = most, pattern
+        self._known: set[str] = set()
+
+    def __call__(self, value: Any) -> str:
+        """The value as a label may have it."""
+        if not isinstance(value, str) or not self._pattern.fullmatch(value):
+            return OTHER
+        if value not in self._known and len(self._known) >= self._most:
+            return OTHER
+        self._known.add(value)
+        return value
 
 
 class Follower:
