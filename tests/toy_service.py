@@ -48,10 +48,12 @@ class ToySampler(sampler_service_pb2_grpc.SamplerServiceServicer):  # type: igno
 
     def __init__(self) -> None:
         self.num_calls = 0
+        self.peers: set[str] = set()
         self.stream_closed = asyncio.Event()
 
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: Any) -> pb.GetPolicyResponse:  # noqa: N802
         self.num_calls += 1
+        self.peers.add(context.peer())
         verb, _, argument = request.name.partition(":")
         if verb in ERRORS:
             raise ERRORS[verb]

@@ -139,6 +139,7 @@ async def test_metrics_are_read_over_http() -> None:
             assert f"Content-Length: {len(body.encode())}" in head
             if status == "200":
                 assert "rlaif_read_requests_in_flight 0.0" in body
+                assert "rlaif_read_ready_ratio 1.0" in body
 
 
 class Child:

@@ -17,7 +17,10 @@ _NO_SPAN = "0" * 16
 
 @dataclass(frozen=True)
 class CallContext:
-    """One call. `deadline` is in `time.monotonic()` seconds; None when it may run for ever. `peer` is a connection."""
+    """One call. `deadline` is in `time.monotonic()` seconds; None when it may run for ever. `peer` is a connection.
+
+    `named` says whether `actor` tells callers apart, as a name does and a token that everyone shares does not.
+    """
 
     trace_id: str = field(default_factory=lambda: secrets.token_hex(16))
     span_id: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -25,6 +28,7 @@ class CallContext:
     actor: str = ""
     deadline: float | None = None
     peer: str = ""
+    named: bool = False
 
     @property
     def traceparent(self) -> str:
@@ -53,14 +57,11 @@ def current_actor() -> str:
 
 
 def current_caller() -> str:
-    """Who shares of the service are counted for: the certificate's name, else the connection; empty outside of any.
-
-    A token does not tell callers apart: they all send the same.
-    """
+    """Who shares of the service are counted for: who is known by name, else the connection; empty outside of any."""
     call = _current.get()
     if call is None:
         return ""
-    return call.actor if call.actor.startswith("certificate:") or not call.peer else call.peer
+    return call.actor if call.named or not call.peer else call.peer
 
 
 def remaining_seconds() -> float | None:

@@ -1,10 +1,8 @@
-"""What happens around every call: token, trace, deadline, metrics, and errors as google.rpc.Status."""
+"""What happens around every call: who may make it, trace, deadline, metrics, and errors as google.rpc.Status."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,16 +11,27 @@ from typing import Any, NoReturn
 
 import grpc
 
-from rlaif.core.errors import DeadlineError, RlaifError, UnauthenticatedError, UnavailableError, UnsupportedError
+from rlaif.core.errors import (
+    DeadlineError,
+    QuotaExceededError,
+    RlaifError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnsupportedError,
+)
 from rlaif.runtime import status
+from rlaif.runtime.authentication import Authenticator, Identity
 from rlaif.runtime.context import CallContext, call_from_traceparent, enter_call
 from rlaif.runtime.logging import EventLogger
 from rlaif.runtime.malformed import Malformed, tolerant
+from rlaif.runtime.roles import check_role
 from rlaif.runtime.telemetry import request_metrics
 
 _log = EventLogger(__name__)
 _HEALTH = "/grpc.health."
 _REFLECTION = "/grpc.reflection."
+# What a caller is told to wait when too many calls are being served.
+_RETRY_SECONDS = 1.0
 
 Behavior = Callable[[Any, Any], Any]
 Handler = Any  # grpc.RpcMethodHandler, whose four behaviours the stubs do not tell apart
@@ -33,12 +42,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
     Servicers are `async`, raise core errors and simply leave out what they do not serve: a method that is not
     overridden answers UNIMPLEMENTED with reason NOT_SERVED. Health is exempt from everything, reflection from all
-    but the token.
+    but the token, whose role does not matter.
     """
 
-    def __init__(self, service: str, *, token: str | None, default_deadline_seconds: float) -> None:
+    def __init__(
+        self, service: str, *, authenticator: Authenticator, default_deadline_seconds: float, max_in_flight: int
+    ) -> None:
         self._service = service
-        self._token_sha256 = _sha256(token) if token else None
+        self._authenticator = authenticator
+        self._max_in_flight = max_in_flight
         self._default_deadline_seconds = default_deadline_seconds
         self._metrics = request_metrics(service)
         self._handlers: dict[str, Handler] = {}
@@ -47,6 +59,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         self._idle.set()
         self.accepting = False
         """Calls are answered UNAVAILABLE until this is set."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is being served."""
+        return self._num_in_flight == 0
 
     async def wait_idle(self) -> None:
         """Returns once no call is being served."""
@@ -76,13 +93,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         if handler.request_deserializer is not None and not handler.request_streaming:
             codecs["request_deserializer"] = tolerant(handler.request_deserializer)
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._around(name, handler.unary_unary), **codecs)
+            return grpc.unary_unary_rpc_method_handler(
+                self._around(name, handler.unary_unary, method=_full_name(method)), **codecs
+            )
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(self._around(name, _writing(handler.unary_stream)), **codecs)
+            stream = self._around(name, _writing(handler.unary_stream), method=_full_name(method))
+            return grpc.unary_stream_rpc_method_handler(stream, **codecs)
         assert method.startswith(_REFLECTION), f"{method}: client streams are not supported"
         return grpc.stream_stream_rpc_method_handler(self._guarded(handler.stream_stream), **codecs)
 
-    def _around(self, name: str, behavior: Behavior) -> Behavior:
+    def _around(self, name: str, behavior: Behavior, *, method: str | None = None) -> Behavior:
+        """`name` is what metrics say; `method` is whose roles count, None for a method that does not exist."""
         if inspect.unwrap(behavior).__module__.endswith("_pb2_grpc"):
             behavior = _refuse_unserved(name, service=self._service)
 
@@ -93,7 +114,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             # The trace starts first, so that refusals are logged and answered within it.
             call = _enter(context)
             try:
-                self._check(context, call)
+                call = self._admit(context, call, method=method)
                 if isinstance(request, Malformed):
                     raise request.error
                 return await self._within_deadline(behavior, request, context, call)
@@ -125,7 +146,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         async def serve(requests: Any, context: Any) -> AsyncIterator[Any]:
             call = _enter(context)
             try:
-                self._authenticate(context)
+                self._identify(context)
             except UnauthenticatedError as error:
                 await _abort(context, call, status.to_status(error), status.code_of(error))
             async for response in behavior(requests, context):
@@ -152,18 +173,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 reason="DEFAULT_DEADLINE_EXCEEDED",
             ) from error
 
-    def _check(self, context: Any, call: CallContext) -> None:
-        self._authenticate(context)
+    def _admit(self, context: Any, call: CallContext, *, method: str | None) -> CallContext:
+        """The call with its caller; raises unless it may be served now."""
+        caller = self._identify(context)
+        call = replace(call, actor=caller.actor, named=caller.named)
+        enter_call(call)
+        if method is not None:
+            check_role(method, actor=caller.actor, roles=caller.roles)
         if not self.accepting:
             raise UnavailableError(f"{self._service} is starting or stopping", reason="NOT_READY")
+        if self._num_in_flight > self._max_in_flight:
+            raise QuotaExceededError(
+                f"{self._max_in_flight} calls are being served and no more may be",
+                retry_after_seconds=_RETRY_SECONDS,
+                reason="TOO_MANY_CALLS",
+            )
+        return call
 
-    def _authenticate(self, context: Any) -> None:
-        if self._token_sha256 is None:
-            return
-        scheme, _, token = _header(context, "authorization").partition(" ")
-        # Digests have one length, so the comparison tells nothing of the token's.
-        if scheme.lower() != "bearer" or not hmac.compare_digest(_sha256(token), self._token_sha256):
-            raise UnauthenticatedError("the call needs a valid bearer token in its authorization metadata")
+    def _identify(self, context: Any) -> Identity:
+        return self._authenticator.identify(_header(context, "authorization"), common_name=_common_name(context))
 
     def _begin(self) -> None:
         self._num_in_flight += 1
@@ -181,26 +209,30 @@ def _enter(context: Any) -> CallContext:
     seconds = context.time_remaining()
     deadline = None if seconds is None else time.monotonic() + seconds
     call = call_from_traceparent(
-        _header(context, "traceparent"), actor=_actor(context), deadline=deadline, peer=context.peer()
+        _header(context, "traceparent"), actor="anonymous", deadline=deadline, peer=context.peer()
     )
     enter_call(call)
     context.set_trailing_metadata((("traceparent", call.traceparent),))
     return call
 
 
-def _actor(context: Any) -> str:
-    """Who calls: the name in the client's certificate, else the token's fingerprint, else "anonymous"."""
+def _common_name(context: Any) -> str | None:
+    """The name in the client's certificate, which TLS has verified."""
     for name in context.auth_context().get("x509_common_name", ()):
-        return f"certificate:{name.decode(errors='replace')}"
-    token = _header(context, "authorization").partition(" ")[2]
-    return f"token:{_sha256(token).hex()[:12]}" if token else "anonymous"
+        return str(name.decode(errors="replace"))
+    return None
 
 
-def _header(context: Any, name: str) -> str:
+def _header(context: Any, name: str) -> str | None:
     for key, value in context.invocation_metadata() or ():
         if key == name and isinstance(value, str):
             return value
-    return ""
+    return None
+
+
+def _full_name(path: str) -> str:
+    """ "rlaif.v1.JudgeService.GetJudge" of "/rlaif.v1.JudgeService/GetJudge"."""
+    return path.removeprefix("/").replace("/", ".")
 
 
 def _writing(behavior: Behavior) -> Behavior:
@@ -237,7 +269,3 @@ async def _abort(context: Any, call: CallContext, answer: Any, code: grpc.Status
     trailers = (*status.trailers(answer), ("traceparent", call.traceparent))
     await context.abort(code, answer.message, trailers)
     raise AssertionError("abort returned")
-
-
-def _sha256(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()

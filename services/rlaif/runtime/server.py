@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import signal
-import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,15 +19,19 @@ from grpc_reflection.v1alpha import reflection
 from rlaif.core.errors import InvalidInputError, RlaifError, SettingsError
 from rlaif.runtime.addresses import cannot_listen, check_free, is_loopback, join_address, split_address
 from rlaif.runtime.artifacts import atomic_write_text
+from rlaif.runtime.authentication import Authenticator
+from rlaif.runtime.certificates import ServerCertificates
 from rlaif.runtime.health import Health
 from rlaif.runtime.interceptors import CallInterceptor
 from rlaif.runtime.logging import EventLogger, configure_logging
 from rlaif.runtime.metrics_endpoint import serve_metrics
-from rlaif.runtime.settings import ListenSettings, TlsSettings, read_file, read_token
+from rlaif.runtime.reloading import Reloader
+from rlaif.runtime.settings import ListenSettings
+from rlaif.runtime.telemetry import request_metrics
 
 _log = EventLogger(__name__)
 
-# Time for the last answers to leave once no call is in flight.
+# Time for the last answers to leave, and for the last calls to begin, once no call is in flight.
 _FLUSH_SECONDS = 0.5
 # How often a service is asked whether it should get calls.
 _READINESS_SECONDS = 1.0
@@ -97,10 +100,14 @@ class Server:
         self._metrics: asyncio.Server | None = None
         self._health = Health(service.grpc_services)
         self._readiness: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[None] | None = None
+        self._authenticator = Authenticator(listen)
+        self._certificates = ServerCertificates(listen.tls) if listen.tls else None
         self._calls = CallInterceptor(
             service.name,
-            token=read_token(listen.token_path),
+            authenticator=self._authenticator,
             default_deadline_seconds=listen.default_deadline_seconds,
+            max_in_flight=listen.max_calls_in_flight,
         )
         self.address = ""
         self.metrics_address: str | None = None
@@ -113,16 +120,18 @@ class Server:
         self._service.register(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([*names, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)
-        credentials = _credentials(listen.tls) if listen.tls else None
+        credentials = self._certificates.for_grpc() if self._certificates else None
         self.address = _bind(server, listen.address, key="listen.address", credentials=credentials)
         self._grpc = server
+        request_metrics(self._service.name).ready.set_function(lambda: float(self._health.serving))
         if listen.metrics_address:
             self.metrics_address = await self._bind_metrics(listen.metrics_address)
         if listen.health_address:
             self.health_address = await self._bind_health(listen.health_address)
         await server.start()
         self._announce()
-        _warn_if_open(self._service.name, listen)
+        self._reloading = asyncio.create_task(Reloader(self._authenticator, self._certificates).run())
+        self._warn_if_open()
 
     async def start(self) -> None:
         """Loads the service, then lets calls in."""
@@ -155,6 +164,8 @@ class Server:
         if self._grpc is not None:
             await self._drain(self._grpc)
         await self._service.stop()
+        if self._reloading is not None:
+            self._reloading.cancel()
         if self._probed is not None:
             # Last, so that probes read "not serving" while calls in flight finish.
             await self._probed.stop(0)
@@ -165,18 +176,27 @@ class Server:
 
     async def _drain(self, server: grpc.aio.Server) -> None:
         stopping = asyncio.ensure_future(server.stop(self._listen.drain_seconds))
-        idle = asyncio.ensure_future(self._calls.wait_idle())
-        await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
-        idle.cancel()
-        # What is left are reflection streams, which may never end by themselves.
-        await asyncio.wait({stopping}, timeout=_FLUSH_SECONDS)
+        while not stopping.done():
+            idle = asyncio.ensure_future(self._calls.wait_idle())
+            await asyncio.wait({stopping, idle}, return_when=asyncio.FIRST_COMPLETED)
+            idle.cancel()
+            # The last answers leave; calls that were let in at the last moment begin.
+            await asyncio.wait({stopping}, timeout=_FLUSH_SECONDS)
+            if self._calls.is_idle:
+                # What is left are reflection streams, which may never end by themselves.
+                break
         await server.stop(0)
         await stopping
 
     async def _bind_metrics(self, address: str) -> str:
         host, port = split_address(address)
         try:
-            bound, self._metrics = await serve_metrics(host=host, port=port)
+            bound, self._metrics = await serve_metrics(
+                host=host,
+                port=port,
+                context=self._certificates.for_http() if self._certificates and self._listen.metrics_tls else None,
+                readers=self._authenticator if self._listen.metrics_token else None,
+            )
         except OSError as error:
             raise cannot_listen(address, key="listen.metrics_address", error=error) from error
         return join_address(host, bound)
@@ -188,6 +208,12 @@ class Server:
         self._probed = server
         await server.start()
         return bound
+
+    def _warn_if_open(self) -> None:
+        listen = self._listen
+        is_reachable = not is_loopback(split_address(listen.address)[0])
+        if is_reachable and self._authenticator.is_open and not (listen.tls and listen.tls.client_ca_path):
+            _log.warning("anyone who reaches the address may call", address=listen.address, service=self._service.name)
 
     def _announce(self) -> None:
         if self._listen.announce_path is None:
@@ -261,39 +287,27 @@ def _bind(server: grpc.aio.Server, address: str, *, key: str, credentials: grpc.
     return join_address(split_address(address)[0], port)
 
 
-def _credentials(tls: TlsSettings) -> grpc.ServerCredentials:
-    certificate = read_file(tls.certificate_path, key="listen.tls.certificate_path")
-    key = read_file(tls.key_path, key="listen.tls.key_path")
-    client_ca = read_file(tls.client_ca_path, key="listen.tls.client_ca_path") if tls.client_ca_path else None
-    try:
-        # gRPC takes a bad pair without a word and then fails every handshake.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls.certificate_path, tls.key_path)
-    except ssl.SSLError as error:
-        raise SettingsError(
-            f"listen.tls: {tls.certificate_path} and {tls.key_path} are no certificate and its key ({error.reason})",
-            field="listen.tls",
-        ) from error
-    return grpc.ssl_server_credentials(
-        [(key, certificate)], root_certificates=client_ca, require_client_auth=client_ca is not None
-    )
-
-
 def _options(listen: ListenSettings) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", listen.max_message_bytes),
         ("grpc.max_send_message_length", listen.max_message_bytes),
         # Two processes on one port would share its calls silently.
         ("grpc.so_reuseport", 0),
+        # Clients come back after this, perhaps to a replica that is new, and show certificates that are current.
+        ("grpc.max_connection_age_ms", _milliseconds(listen.max_connection_age_seconds)),
+        ("grpc.max_connection_age_grace_ms", _milliseconds(listen.max_connection_grace_seconds)),
+        # Connections whose client vanished without a word are given up.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
         # Our clients ping every 30 s; the default of 300 s would have the server hang up on them.
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
 
 
-def _warn_if_open(name: str, listen: ListenSettings) -> None:
-    client_ca = listen.tls.client_ca_path if listen.tls else None
-    if not is_loopback(split_address(listen.address)[0]) and not read_token(listen.token_path) and not client_ca:
-        _log.warning("anyone who reaches the address may call", address=listen.address, service=name)
+def _milliseconds(seconds: float) -> int:
+    # gRPC takes its largest number for "never".
+    return min(round(seconds * 1000), 2**31 - 1)
 
 
 def _fail(sentence: str, *, code: int) -> int:

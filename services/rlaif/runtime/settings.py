@@ -8,13 +8,15 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args
+from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rlaif.core.errors import SettingsError
 from rlaif.runtime.addresses import split_address
+from rlaif.runtime.roles import Role
+from rlaif.runtime.watched_files import read_file
 
 TOKEN_VARIABLE = "RLAIF_TOKEN"  # noqa: S105 - the name of the variable, not the secret
 
@@ -38,6 +40,15 @@ class TlsSettings(SettingsModel):
     """PEM certificates that must have signed a client's certificate; unset means clients need none."""
 
 
+class CertificateRoles(SettingsModel):
+    """What the holder of a client certificate may do without a token."""
+
+    common_name: str = Field(min_length=1, max_length=64)
+    """Common name in the certificate's subject."""
+    roles: frozenset[Role] = Field(min_length=1)
+    """reader, caller, trainer, reviewer, admin."""
+
+
 class ListenSettings(SettingsModel):
     """How a service is reached and how it stops."""
 
@@ -45,6 +56,10 @@ class ListenSettings(SettingsModel):
     """Where gRPC listens, host:port; port 0 takes a free one."""
     metrics_address: str | None = "127.0.0.1:0"
     """Where Prometheus reads /metrics, host:port; null for nowhere."""
+    metrics_tls: bool = False
+    """Whether /metrics is served over TLS, with the certificate of `tls`; no client certificate is asked for."""
+    metrics_token: bool = False
+    """Whether /metrics asks for a bearer token: one with the role reader or admin."""
     health_address: str | None = None
     """Where grpc.health.v1 alone is served, always in plaintext, host:port; null for nowhere.
 
@@ -53,11 +68,24 @@ class ListenSettings(SettingsModel):
     announce_path: Path | None = None
     """File that gets the bound addresses and the process id as JSON."""
     tls: TlsSettings | None = None
-    """Certificates; null for plaintext."""
+    """Certificates; null for plaintext. Read again when the files change."""
     token_path: Path | None = None
-    """File with the bearer token callers must send; RLAIF_TOKEN does the same; neither means no token."""
+    """File with the bearer token of an admin. RLAIF_TOKEN does the same where `tokens_path` is not set."""
+    tokens_path: Path | None = None
+    """YAML file with a list of {name, sha256, roles} of bearer tokens, read again when it changes.
+
+    A call needs a token where this, `token_path` or RLAIF_TOKEN is set, unless its certificate is in `certificates`.
+    """
+    certificates: tuple[CertificateRoles, ...] = Field(default=(), max_length=1000)
+    """Client certificates that stand for a token; needs tls.client_ca_path. Others then need a token."""
     max_message_bytes: int = Field(default=16 * 1024 * 1024, ge=1024, le=1024**3)
     """Largest message received or sent, bytes."""
+    max_calls_in_flight: int = Field(default=4096, ge=1, le=1_000_000)
+    """Calls served at once; those above are answered RESOURCE_EXHAUSTED. Health is not counted."""
+    max_connection_age_seconds: PositiveSeconds = 600.0
+    """When a client is told to connect anew, so that it finds new replicas and shows its certificate again."""
+    max_connection_grace_seconds: PositiveSeconds = 3600.0
+    """How long calls on a connection that is too old may still take; longer ones are cut off."""
     default_deadline_seconds: PositiveSeconds = 60.0
     """Deadline of a call whose caller set none."""
     drain_seconds: float = Field(default=20.0, ge=0, allow_inf_nan=False)
@@ -72,24 +100,52 @@ class ListenSettings(SettingsModel):
             split_address(value)
         return value
 
+    @model_validator(mode="after")
+    def _has_what_it_refers_to(self) -> Self:
+        if self.metrics_tls and self.tls is None:
+            raise ValueError("metrics_tls needs tls.certificate_path and tls.key_path")
+        if self.certificates and (self.tls is None or self.tls.client_ca_path is None):
+            raise ValueError("certificates needs tls.client_ca_path: names in unchecked certificates prove nothing")
+        names = [each.common_name for each in self.certificates]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"certificates: {name} is listed twice")
+        return self
+
 
 class ClientSettings(SettingsModel):
     """How to reach a service."""
 
     target: str = Field(min_length=1)
-    """gRPC target, for example "127.0.0.1:50051" or "dns:///rlaif-judge:50051"."""
+    """gRPC target, for example "127.0.0.1:50051"; several replicas as "dns:///rlaif-judge:50051" or "ipv4:a:1,b:1".
+
+    Calls go to all replicas in turn, but to none that says it is not ready.
+    """
     tls_ca_path: Path | None = None
-    """PEM certificates to trust; unset means plaintext."""
+    """PEM certificates to trust; unset means plaintext. All files here are read again when they change."""
     tls_certificate_path: Path | None = None
     """PEM certificate chain of this client, where the server asks for one."""
     tls_key_path: Path | None = None
     """PEM private key of this client."""
+    tls_server_name: str | None = Field(default=None, min_length=1)
+    """Name to expect in the server's certificate, where it is not the host of `target`, as with lists of addresses."""
     token_path: Path | None = None
     """File with the bearer token to send; RLAIF_TOKEN does the same; neither means no token."""
+    wait_for_ready: bool = False
+    """Whether calls wait, until their deadline, while no replica can be reached, in place of failing at once."""
     timeout_seconds: PositiveSeconds = 60.0
     """Deadline of each call, unless the call sets its own."""
     max_message_bytes: int = Field(default=64 * 1024 * 1024, ge=1024, le=1024**3)
     """Largest message sent or received, bytes."""
+
+    @model_validator(mode="after")
+    def _has_whole_pairs(self) -> Self:
+        if (self.tls_certificate_path is None) != (self.tls_key_path is None):
+            raise ValueError("tls_certificate_path and tls_key_path go together")
+        for key in ("tls_certificate_path", "tls_server_name"):
+            if getattr(self, key) is not None and self.tls_ca_path is None:
+                raise ValueError(f"{key} needs tls_ca_path, without which there is no TLS")
+        return self
 
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -130,24 +186,18 @@ def settings_from_command_line(
 
 def read_token(token_path: Path | None) -> str | None:
     """The bearer token from the file, else from RLAIF_TOKEN; None when neither is set."""
-    if token_path is None:
-        token, source = os.environ.get(TOKEN_VARIABLE), TOKEN_VARIABLE
-        if not token:
-            return None
-    else:
-        token, source = read_file(token_path, key="token_path").decode("utf-8", "replace"), str(token_path)
-    token = token.strip()
+    if token_path is not None:
+        return parse_token(read_file(token_path, key="token_path"), source=str(token_path))
+    token = os.environ.get(TOKEN_VARIABLE)
+    return parse_token(token.encode("utf-8", "replace"), source=TOKEN_VARIABLE) if token else None
+
+
+def parse_token(content: bytes, *, source: str) -> str:
+    """A bearer token from what a file or variable holds; SettingsError, which does not repeat it, if it is none."""
+    token = content.decode("utf-8", "replace").strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise SettingsError(f"{source} must hold one line of printable ASCII without spaces", field="token_path")
     return token
-
-
-def read_file(path: Path, *, key: str) -> bytes:
-    """Bytes of a file that the setting `key` names; SettingsError if it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SettingsError(f"{key}: cannot read {path}: {error.strerror}", field=key) from error
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -161,22 +211,27 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return dict(super().construct_mapping(node, deep=deep))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def parse_yaml(content: bytes, *, source: str) -> Any:
+    """What YAML bytes say; SettingsError, naming `source` and the line, when they are no YAML or give a key twice."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise SettingsError(f"settings file {path} does not exist") from error
+        return yaml.load(content.decode("utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except UnicodeDecodeError as error:
-        raise SettingsError(f"settings file {path} is not UTF-8") from error
-    except OSError as error:
-        raise SettingsError(f"cannot read settings file {path}: {error.strerror}") from error
-    try:
-        values = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        raise SettingsError(f"{source} is not UTF-8") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise SettingsError(f"{path}, line {line}: {error.problem}") from error
+        raise SettingsError(f"{source}, line {line}: {error.problem}") from error
     except yaml.YAMLError as error:
-        raise SettingsError(f"{path} is not YAML: {error}") from error
+        raise SettingsError(f"{source} is not YAML: {error}") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise SettingsError(f"settings file {path} does not exist") from error
+    except OSError as error:
+        raise SettingsError(f"cannot read settings file {path}: {error.strerror}") from error
+    values = parse_yaml(content, source=str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):

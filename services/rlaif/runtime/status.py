@@ -24,6 +24,7 @@ from rlaif.core.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from rlaif.runtime.tls_failures import explain_tls_failure
 
 DOMAIN = "rlaif"
 """Domain of every ErrorInfo of ours."""
@@ -92,6 +93,8 @@ def from_rpc_error(error: grpc.RpcError, *, target: str) -> RlaifError:
     for status in _statuses(error.trailing_metadata()):
         return _from_status(status, code=code)
     if code is grpc.StatusCode.UNAVAILABLE:
+        if cause := explain_tls_failure(message):
+            return UnavailableError(f"{target} cannot be reached: {cause}")
         return UnavailableError(f"{target} cannot be reached: {message}")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
         # gRPC itself refuses such a message, before any of our code sees it.
