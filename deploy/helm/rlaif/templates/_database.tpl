@@ -18,7 +18,7 @@
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   command: [python, -m, rlaif.oversight.migrate]
   env:
-    {{- include "rlaif.databaseEnv" . | nindent 4 }}
+    {{- include "rlaif.databaseEnv" . | trim | nindent 4 }}
     {{- with (include "rlaif.podValues" (dict "root" . "values" .Values.oversight) | fromYaml).extraEnv }}
     {{- toYaml . | nindent 4 }}
     {{- end }}

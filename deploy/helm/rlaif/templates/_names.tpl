@@ -27,6 +27,12 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
+{{/* (root, component) → labels of its pods: nothing that a new chart changes, which would restart them all. */}}
+{{- define "rlaif.podLabels" -}}
+{{ include "rlaif.selectorLabels" . }}
+app.kubernetes.io/part-of: rlaif
+{{- end }}
+
 {{/* (root, component) → labels of its objects. */}}
 {{- define "rlaif.labels" -}}
 {{ include "rlaif.selectorLabels" . }}
@@ -65,7 +71,7 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* (root, component) → name of its service account. */}}
+{{/* Name of the service account of pipelines. */}}
 {{- define "rlaif.pipelines.serviceAccountName" -}}
 {{- $account := .Values.pipelines.serviceAccount -}}
 {{- if $account.create -}}

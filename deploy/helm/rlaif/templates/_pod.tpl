@@ -47,15 +47,16 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
-{{/* (root, component, values, config, module, health, image, env, volumes, mounts, initContainers, files) → Deployment.
+{{/* (root, component, values, config, files, module, health, image, client, env, mounts, volumes, initContainers) → Deployment.
 
-The last five may be left out. `config` is the YAML file's content, `files` are others beside it. */}}
+`config` is the YAML file's content, `files` are others beside it; `client` says whether it calls other services. */}}
 {{- define "rlaif.deployment" -}}
 {{- $root := .root }}
 {{- $values := .values }}
 {{- $pod := include "rlaif.podValues" . | fromYaml }}
 {{- $gpus := int ($values.gpus | default 0) }}
 {{- $gpu := $root.Values.gpu }}
+{{- $secrets := dict "root" $root "server" true "client" .client }}
 {{- $autoscaling := dig "autoscaling" "kind" "none" $values }}
 apiVersion: apps/v1
 kind: Deployment
@@ -73,18 +74,22 @@ spec:
     matchLabels: {{- include "rlaif.selectorLabels" . | nindent 6 }}
   template:
     metadata:
-      labels: {{- mergeOverwrite (deepCopy $pod.labels) (include "rlaif.labels" . | fromYaml) | toYaml | nindent 8 }}
+      labels: {{- mergeOverwrite (deepCopy $pod.labels) (include "rlaif.podLabels" . | fromYaml) | toYaml | nindent 8 }}
       annotations: {{- mergeOverwrite (deepCopy $pod.annotations) (dict "checksum/settings" (printf "%s%s" .config (.files | default dict | toJson) | sha256sum)) | toYaml | nindent 8 }}
     spec:
       serviceAccountName: {{ include "rlaif.componentName" . }}
       automountServiceAccountToken: false
       enableServiceLinks: false
       terminationGracePeriodSeconds: {{ add $values.drainSeconds 15 }}
-      {{- include "rlaif.pullSecrets" . | indent 6 }}
+      {{- with include "rlaif.pullSecrets" . | trim }}
+      {{- . | nindent 6 }}
+      {{- end }}
       securityContext: {{- include "rlaif.podSecurity" (dict "user" 65532) | nindent 8 }}
       {{- $runtimeClass := $pod.runtimeClassName | default (ternary $gpu.runtimeClassName "" (gt $gpus 0)) }}
       {{- $tolerations := concat $pod.tolerations (ternary $gpu.tolerations list (gt $gpus 0)) }}
-      {{- include "rlaif.placement" (dict "root" $root "component" .component "pod" $pod "runtimeClassName" $runtimeClass "tolerations" $tolerations) | indent 6 }}
+      {{- with include "rlaif.placement" (dict "root" $root "component" .component "pod" $pod "runtimeClassName" $runtimeClass "tolerations" $tolerations) | trim }}
+      {{- . | nindent 6 }}
+      {{- end }}
       {{- with .initContainers }}
       initContainers: {{- . | nindent 8 }}
       {{- end }}
@@ -107,7 +112,7 @@ spec:
             - name: OMP_NUM_THREADS
               valueFrom: {resourceFieldRef: {containerName: {{ .component }}, resource: limits.cpu}}
             {{- with .env }}
-            {{- . | nindent 12 }}
+            {{- trim . | nindent 12 }}
             {{- end }}
             {{- with $pod.extraEnv }}
             {{- toYaml . | nindent 12 }}
@@ -137,9 +142,11 @@ spec:
             - {name: settings, mountPath: /etc/rlaif, readOnly: true}
             - {name: tmp, mountPath: /tmp}
             - {name: state, mountPath: /var/lib/rlaif}
-            {{- include "rlaif.secretMounts" $root | indent 12 }}
-            {{- with .mounts }}
+            {{- with include "rlaif.secretMounts" $secrets | trim }}
             {{- . | nindent 12 }}
+            {{- end }}
+            {{- with .mounts }}
+            {{- trim . | nindent 12 }}
             {{- end }}
             {{- if gt $gpus 1 }}
             - {name: shm, mountPath: /dev/shm}
@@ -156,9 +163,11 @@ spec:
         - name: state
           emptyDir: {}
         {{- end }}
-        {{- include "rlaif.secretVolumes" $root | indent 8 }}
-        {{- with .volumes }}
+        {{- with include "rlaif.secretVolumes" $secrets | trim }}
         {{- . | nindent 8 }}
+        {{- end }}
+        {{- with .volumes }}
+        {{- trim . | nindent 8 }}
         {{- end }}
         {{- if gt $gpus 1 }}
         # GPUs of one pod exchange tensors through shared memory.
@@ -180,30 +189,38 @@ spec:
 {{- toYaml $resources }}
 {{- end }}
 
-{{/* Secrets are whole folders, not files, so that a rotated one reaches the process. */}}
+{{/* (root, server, client) → volumes of who serves and who calls. Whole folders, so that a rotated Secret arrives. */}}
 {{- define "rlaif.secretVolumes" -}}
-{{- if .Values.tls.enabled }}
+{{- $values := .root.Values }}
+{{- if and $values.tls.enabled (or .server .client) }}
 - name: tls
-  secret: {secretName: {{ .Values.tls.existingSecret }}, defaultMode: 0440}
+  secret:
+    secretName: {{ $values.tls.existingSecret }}
+    defaultMode: 0440
+    {{- if not (or .server $values.tls.clientCertificates) }}
+    items: [{key: ca.crt, path: ca.crt}]
+    {{- end }}
 {{- end }}
-{{- with .Values.tokens.existingSecret }}
+{{- if and .server $values.tokens.existingSecret }}
 - name: tokens
-  secret: {secretName: {{ . }}, defaultMode: 0440}
+  secret: {secretName: {{ $values.tokens.existingSecret }}, defaultMode: 0440}
 {{- end }}
-{{- with .Values.tokens.clientSecret }}
+{{- if and .client $values.tokens.clientSecret }}
 - name: token
-  secret: {secretName: {{ . }}, defaultMode: 0440}
+  secret: {secretName: {{ $values.tokens.clientSecret }}, defaultMode: 0440}
 {{- end }}
 {{- end }}
 
+{{/* (root, server, client) → where they are mounted. */}}
 {{- define "rlaif.secretMounts" -}}
-{{- if .Values.tls.enabled }}
+{{- $values := .root.Values }}
+{{- if and $values.tls.enabled (or .server .client) }}
 - {name: tls, mountPath: /run/secrets/rlaif/tls, readOnly: true}
 {{- end }}
-{{- if .Values.tokens.existingSecret }}
+{{- if and .server $values.tokens.existingSecret }}
 - {name: tokens, mountPath: /run/secrets/rlaif/tokens, readOnly: true}
 {{- end }}
-{{- if .Values.tokens.clientSecret }}
+{{- if and .client $values.tokens.clientSecret }}
 - {name: token, mountPath: /run/secrets/rlaif/token, readOnly: true}
 {{- end }}
 {{- end }}

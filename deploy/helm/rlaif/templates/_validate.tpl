@@ -10,6 +10,7 @@
 {{- range $name := list "sampler" "judge" "evaluator" "reward" "oversight" }}
 {{- $found = concat $found (include "rlaif.validateScale" (dict "root" $ "name" $name "values" (index $.Values $name)) | fromJsonArray) }}
 {{- end }}
+{{- $found = concat $found (include "rlaif.validatePods" . | fromJsonArray) }}
 {{- $found = concat $found (include "rlaif.validateJudges" . | fromJsonArray) }}
 {{- $found = concat $found (include "rlaif.validateStorage" . | fromJsonArray) }}
 {{- $found = concat $found (include "rlaif.validateAccess" . | fromJsonArray) }}
@@ -67,6 +68,27 @@
 {{- toJson $found }}
 {{- end }}
 
+{{/* (root) → what is wrong with images and environments. */}}
+{{- define "rlaif.validatePods" -}}
+{{- $found := list }}
+{{- if eq .Values.image.tag "latest" }}
+{{- $found = append $found "image.tag latest is another image tomorrow: name a version" }}
+{{- end }}
+{{- if hasSuffix ":latest" .Values.postgresql.image }}
+{{- $found = append $found (printf "postgresql.image %s is another image tomorrow: name a version" .Values.postgresql.image) }}
+{{- end }}
+{{- $sources := dict "HOME" "the volume at /var/lib/rlaif" "RLAIF_DATABASE_URL" "database.existingSecret" "RLAIF_TOKEN" "tokens.existingSecret and tokens.clientSecret" }}
+{{- $pods := dict "pod" .Values.pod "sampler.pod" .Values.sampler.pod "judge.pod" .Values.judge.pod "evaluator.pod" .Values.evaluator.pod "reward.pod" .Values.reward.pod "oversight.pod" .Values.oversight.pod }}
+{{- range $name, $pod := $pods }}
+{{- range $variable := $pod.extraEnv }}
+{{- if hasKey $sources $variable.name }}
+{{- $found = append $found (printf "%s.extraEnv: %s is set by the chart, from %s" $name $variable.name (get $sources $variable.name)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toJson $found }}
+{{- end }}
+
 {{/* (root) → what is wrong with constitutions and the second judge. */}}
 {{- define "rlaif.validateJudges" -}}
 {{- $found := list }}
@@ -76,6 +98,11 @@
 {{- if not (or (has . $shipped) (hasKey $.Values.constitutions .) (hasPrefix "/" .)) }}
 {{- $found = append $found (printf "%s.constitutions: %s is neither a key of constitutions nor shipped (%s)" $name . (join ", " $shipped)) }}
 {{- end }}
+{{- end }}
+{{- end }}
+{{- range list "judge.yaml" "evaluator.yaml" }}
+{{- if hasKey $.Values.constitutions . }}
+{{- $found = append $found (printf "constitutions: %s is the name of a service's own file; call the constitution something else" .) }}
 {{- end }}
 {{- end }}
 {{- if and .Values.evaluator.enabled .Values.evaluator.model (eq .Values.evaluator.model .Values.judge.model) }}

@@ -1,0 +1,288 @@
+"""Values that cannot work are refused in a sentence; the others become settings that the services take."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helm_python.errors import HelmError
+from pydantic import BaseModel
+
+from chart_fixtures import CHART, changed, of_kind, pod_specs, read_profile, render, render_text, rendered
+from chart_variations import VARIATIONS, Values
+from rlaif.constitutions import __path__ as constitutions_path
+from rlaif.judge.settings import JudgeSettings
+from rlaif.oversight.settings import OversightSettings
+from rlaif.reward.settings import RewardSettings
+from rlaif.runtime.settings import ClientSettings, load_settings
+from rlaif.sampler.settings import SamplerSettings
+
+_MODELS: dict[str, type[BaseModel]] = {
+    "sampler": SamplerSettings,
+    "judge": JudgeSettings,
+    "evaluator": JudgeSettings,
+    "reward": RewardSettings,
+    "oversight": OversightSettings,
+}
+
+# (values at dotted keys on top of the trial's, what is said)
+_WRONG: list[tuple[Values, str]] = [
+    ({"judge.modle": "x"}, "at '/judge': additional properties 'modle' not allowed"),
+    ({"jugde": {}}, "additional properties 'jugde' not allowed"),
+    ({"judge.settings": {"listen": {"adress": "x"}}}, "at '/judge/settings/listen': additional properties 'adress'"),
+    ({"judge.settings": {"model": "x"}}, "at '/judge/settings': additional properties 'model' not allowed"),
+    (
+        {"judge.settings": {"queue": {"max_queue_items": 0}}},
+        "at '/judge/settings/queue/max_queue_items': minimum: got 0",
+    ),
+    ({"sampler.settings": {"engine": {"knd": "hf"}}}, "at '/sampler/settings/engine': additional properties 'knd'"),
+    ({"sampler.policy": "served"}, "at '/sampler/policy': 'served' does not match pattern"),
+    ({"judge.replicas": 0}, "at '/judge/replicas': minimum: got 0, want 1"),
+    ({"image.tag": "latest"}, "image.tag latest is another image tomorrow: name a version"),
+    (
+        {"postgresql.image": "postgres:latest"},
+        "postgresql.image postgres:latest is another image tomorrow: name a version",
+    ),
+    (
+        {"judge.pod": {"extraEnv": [{"name": "HOME", "value": "/"}]}},
+        "judge.pod.extraEnv: HOME is set by the chart, from",
+    ),
+    ({"postgresql.image": "postgres"}, "at '/postgresql/image': 'postgres' does not match pattern"),
+    ({"runs.size": "5 GB"}, "at '/runs/size': '5 GB' does not match pattern"),
+    ({"tokens.token": "hunter2"}, "at '/tokens': additional properties 'token' not allowed"),
+    (
+        {"pod.extraEnv": [{"name": "RLAIF_TOKEN", "value": "x"}]},
+        "pod.extraEnv: RLAIF_TOKEN is set by the chart, from tokens.",
+    ),
+    (
+        {"judge.model": ""},
+        "judge.model is required: a folder below /rlaif, a URI such as s3://bucket/model, a Hugging Face",
+    ),
+    (
+        {"judge.engine": "vllm"},
+        "judge.engine vllm needs judge.gpus of 1 or more: the image for CPUs has transformers only, so set",
+    ),
+    (
+        {"sampler.gpus": 2},
+        "sampler.engine hf runs a model on one GPU, and sampler.gpus is 2: set it to 1, or the engine",
+    ),
+    ({"judge.engine": "openai", "judge.gpus": 1}, "judge.engine openai asks a server elsewhere and needs no GPU here"),
+    (
+        {"judge.model": "/models/judge"},
+        "judge.model /models/judge is a folder that no pod has: put it below /rlaif, or",
+    ),
+    (
+        {"judge.model": "/rlaif/judge", "runs.enabled": False, "artifacts.root": "s3://bucket/artifacts"},
+        "judge.model /rlaif/judge lies on the volume of runs, which runs.enabled=false leaves out",
+    ),
+    ({"judge.constitutions": ["mine.yaml"]}, "judge.constitutions: mine.yaml is neither a key of constitutions nor"),
+    ({"evaluator.enabled": True, "evaluator.gpus": 0, "evaluator.engine": "hf"}, "evaluator.model is required"),
+    (
+        {"evaluator": {"enabled": True, "model": "playground", "engine": "hf", "gpus": 0}},
+        "evaluator.model is the judge's: an evaluation by the judge whose labels trained the policy is no evidence",
+    ),
+    (
+        {"postgresql.enabled": False},
+        "the ledger needs a database: set database.existingSecret to a Secret with postgres",
+    ),
+    (
+        {"database.existingSecret": "x"},
+        "database.existingSecret names your PostgreSQL and postgresql.enabled starts one",
+    ),
+    (
+        {"artifacts.root": "/data"},
+        "artifacts.root /data: a folder must lie on the volume of runs, for example /rlaif/art",
+    ),
+    ({"artifacts.root": "s3://key@bucket/x"}, "at '/artifacts/root': 's3://key@bucket/x' does not match pattern"),
+    ({"runs.enabled": False}, "artifacts.root /rlaif/artifacts lies on the volume of runs, which runs.enabled=false"),
+    ({"tls.enabled": True}, "tls.enabled needs tls.existingSecret: a Secret with tls.crt, tls.key and ca.crt"),
+    ({"tls.existingSecret": "x"}, "tls.existingSecret is set and tls.enabled is false: the services would speak plain"),
+    ({"tls.clientCertificates": True}, "tls.clientCertificates needs tls.enabled"),
+    ({"tokens.existingSecret": "x"}, "tokens.existingSecret makes every service ask for a token, and judge and reward"),
+    ({"tokens.clientSecret": "x"}, "tokens.clientSecret is a token that no service would ask for: set tokens.existing"),
+    (
+        {"judge.autoscaling": {"kind": "both"}},
+        "at '/judge/autoscaling/kind': value must be one of 'none', 'hpa', 'keda'",
+    ),
+    (
+        {"judge.autoscaling": {"kind": "keda"}},
+        "judge.autoscaling.kind keda needs monitoring.prometheusUrl: queue depths",
+    ),
+    ({"judge.autoscaling": {"minReplicas": 9}}, "judge.autoscaling: minReplicas 9 is above maxReplicas 4"),
+    (
+        {"judge.rollout": {"maxSurge": 0}},
+        "judge.rollout: maxSurge and maxUnavailable are both 0, so no pod could ever be",
+    ),
+    (
+        {"reward.replicas": 2},
+        "reward: a reward model that a run loads is known to the one replica that was asked; keep",
+    ),
+    (
+        {"reward.autoscaling": {"kind": "hpa"}},
+        "reward: a reward model that a run loads is known to the one replica that",
+    ),
+    (
+        {"constitutions": {"judge.yaml": "x"}},
+        "constitutions: judge.yaml is the name of a service's own file; call the const",
+    ),
+    (
+        {"monitoring.prometheusUrl": "prometheus:9090"},
+        "at '/monitoring/prometheusUrl': 'prometheus:9090' does not match",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), _WRONG, ids=[" ".join(changes) for changes, _ in _WRONG])
+def test_wrong_values_are_refused_in_a_sentence(changes: Values, sentence: str) -> None:
+    with pytest.raises(HelmError) as refused:
+        render(changed(read_profile("trial-cpu"), changes))
+    assert sentence in str(refused.value)
+
+
+def test_several_faults_are_told_at_once() -> None:
+    with pytest.raises(HelmError) as refused:
+        render({})
+    told = str(refused.value)
+    for part in ("sampler.model is required", "judge.model is required", "the ledger needs a database"):
+        assert part in told
+
+
+@pytest.mark.parametrize("variation", VARIATIONS)
+def test_the_services_take_the_settings_that_the_chart_writes(
+    variation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLAIF_DATABASE_URL", "postgresql+psycopg://rlaif@database/rlaif")
+    found = of_kind(rendered(variation), "ConfigMap")
+    read = set()
+    for name, model in _MODELS.items():
+        if f"rlaif-{name}" in found:
+            path = tmp_path / f"{name}.yaml"
+            path.write_text(found[f"rlaif-{name}"]["data"][f"{name}.yaml"])
+            load_settings(model, path)
+            read.add(name)
+    assert read >= {"sampler", "judge", "reward", "oversight"}
+
+
+def test_numbers_and_nulls_reach_the_services_as_they_are() -> None:
+    found = of_kind(rendered("every setting"), "ConfigMap")
+    sampler = yaml.safe_load(found["rlaif-sampler"]["data"]["sampler.yaml"])
+    assert sampler["engine"] == {"kind": "hf", "num_threads": 2, "max_cache_tokens": 1_048_576}
+    assert (sampler["sync_poll_seconds"], sampler["listen"]["max_message_bytes"]) == (2.5, 67_108_864)
+    assert sampler["listen"]["log_level"] == "DEBUG"
+    judge = yaml.safe_load(found["rlaif-judge"]["data"]["judge.yaml"])
+    assert judge["reasoning"] is None
+
+
+def test_the_schema_of_settings_is_that_of_the_code() -> None:
+    spec = importlib.util.spec_from_file_location("settings_schema", CHART.parent / "settings_schema.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    written = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))["$defs"]
+    assert written == generator.definitions(), "run `make chart-schema`"
+
+
+def test_values_and_schema_know_the_same_keys() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+
+    def compare(place: str, given: Mapping[str, Any], described: Mapping[str, Any]) -> None:
+        if "$ref" in described:
+            kind, name = described["$ref"].removeprefix("#/").split("/")
+            if kind == "$defs":
+                return
+            described = schema[kind][name]
+        if place.endswith("pod") and not given:
+            return
+        if "properties" in described and described.get("additionalProperties") is False:
+            assert set(given) == set(described["properties"]) - {"global"}, place
+            for key, value in given.items():
+                if isinstance(value, Mapping):
+                    compare(f"{place}.{key}", value, described["properties"][key])
+
+    compare("values", values, schema)
+
+
+def test_the_constitutions_that_values_may_name_are_those_shipped() -> None:
+    text = (CHART / "templates" / "_validate.tpl").read_text(encoding="utf-8")
+    (line,) = re.findall(r"\$shipped := list (.*) }}", text)
+    shipped = {path.stem for folder in constitutions_path for path in Path(folder).glob("*.yaml")}
+    assert set(json.loads(f"[{line.replace(' ', ',')}]")) == shipped
+
+
+def test_chart_images_and_package_have_one_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert chart["appVersion"] == chart["version"] == metadata.version("kube-rlaif")
+
+
+def test_gpus_take_the_image_built_for_them_and_a_digest_decides() -> None:
+    def image(variation: str, name: str) -> str:
+        pod = pod_specs(rendered(variation))[f"Deployment/rlaif-{name}"]
+        return str(pod["spec"]["containers"][0]["image"])
+
+    assert image("trial-cpu", "judge") == "ghcr.io/kube-rlaif/rlaif-engine:0.1.0"
+    assert image("production", "judge") == "ghcr.io/kube-rlaif/rlaif-engine:0.1.0-gpu"
+    assert image("production", "oversight") == "ghcr.io/kube-rlaif/rlaif-oversight:0.1.0"
+    mirror = "registry.example:5000/mirror"
+    assert image("a registry of one's own", "judge") == f"{mirror}/rlaif-engine@sha256:{'a' * 64}"
+    assert image("a registry of one's own", "oversight") == f"{mirror}/rlaif-oversight:0.1.0-internal"
+
+
+def test_graphics_cards_are_asked_for_by_the_name_that_the_cluster_has() -> None:
+    pod = pod_specs(rendered("four GPUs of another maker"))["Deployment/rlaif-judge"]["spec"]
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"]["amd.com/gpu"] == container["resources"]["requests"]["amd.com/gpu"] == 4
+    assert pod["runtimeClassName"] == "rocm"
+    assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+
+
+def test_secrets_go_only_to_pods_that_use_them() -> None:
+    pods = pod_specs(rendered("production"))
+
+    def secrets(name: str) -> dict[str, Any]:
+        volumes = pods[name]["spec"]["volumes"]
+        return {volume["name"]: volume["secret"] for volume in volumes if "secret" in volume}
+
+    assert set(secrets("Deployment/rlaif-judge")) == {"tls", "tokens", "token"}
+    assert set(secrets("Deployment/rlaif-sampler")) == {"tls", "tokens"}
+    assert set(secrets("Deployment/rlaif-oversight")) == {"tls", "tokens"}
+    assert set(secrets("Pod/rlaif-test")) == {"tls", "token"}
+    # Without client certificates, who only calls gets no private key.
+    tests = pod_specs(rendered("TLS"))["Pod/rlaif-test"]["spec"]["volumes"]
+    assert [volume["secret"]["items"] for volume in tests if "secret" in volume] == [
+        [{"key": "ca.crt", "path": "ca.crt"}]
+    ]
+
+
+def test_the_judge_is_asked_by_the_test_as_its_callers_ask() -> None:
+    (container,) = pod_specs(rendered("production"))["Pod/rlaif-test"]["spec"]["containers"]
+    (variable,) = container["env"]
+    settings = ClientSettings.model_validate_json(variable["value"])
+    assert settings.target == "dns:///rlaif-judge:50051"
+    assert settings.token_path == Path("/run/secrets/rlaif/token/token")
+    assert settings.tls_certificate_path == Path("/run/secrets/rlaif/tls/tls.crt")
+    compile(container["args"][0], "compare.py", "exec")
+
+
+def test_notes_say_the_next_step() -> None:
+    (notes,) = [
+        text
+        for path, text in render_text(read_profile("trial-cpu"), name="demo", namespace="here").items()
+        if path.endswith("NOTES.txt")
+    ]
+    assert "helm test demo -n here --logs" in notes
+    assert "kubectl -n here port-forward svc/demo-rlaif-judge 50051" in notes
+    assert '"ledger": "dns:///demo-rlaif-oversight.here.svc:50051"' in notes
+    services = json.loads(re.search(r"\{.*?\}", notes, re.DOTALL)[0])  # type: ignore[index]
+    assert set(services) == {"sampler", "judge", "reward", "ledger"}
+    assert set(of_kind(render(read_profile("trial-cpu"), name="demo"), "Service")) >= {
+        target.removeprefix("dns:///").split(".")[0] for target in services.values()
+    }
