@@ -84,6 +84,15 @@ def test_a_slope_is_that_of_a_binomial_model_and_found_again() -> None:
     assert found.low < 0.8 < found.high
 
 
+def test_a_slope_that_is_nearly_infinite_is_still_the_most_likely_one() -> None:
+    choices = [((200_000, 0), True)] * 500 + [((101, 100), True)] * 30 + [((101, 100), False)]
+    slope = length_slope(choices).value
+    assert slope is not None
+    near = math.log2(102 / 101)
+    # at the root the expected wins of the 31 close pairs are those seen: 31 · σ(β · near) = 30, the others are certain
+    assert slope == pytest.approx(math.log(30) / near, rel=1e-9)
+
+
 def test_calling_the_other_response_first_changes_no_slope() -> None:
     choices = [((300, 100), True), ((120, 500), True), ((80, 90), False), ((700, 60), False)] * 4
     exchanged = [((second, first), not choice) for (first, second), choice in choices]

@@ -11,7 +11,7 @@ from rlaif.core.preference import Preference, preference_of
 
 MIN_PAIRS = 10
 """With fewer pairs of different length no slope is told."""
-
+_SLOPE_PRECISION = 1e-12
 
 Choice = tuple[tuple[int, int], bool]
 """Lengths of both responses, and whether the first is preferred."""
@@ -57,20 +57,26 @@ def length_slope(choices: Sequence[Choice]) -> Estimate:
     longer_wins = sum((difference > 0) == prefers_first for difference, prefers_first in rows)
     if len(rows) < MIN_PAIRS or longer_wins in (0, len(rows)):
         return unknown(len(rows))
-    from scipy.optimize import root_scalar
-    from scipy.special import expit
-
-    def score(beta: float) -> float:
-        return sum(x * (prefers_first - float(expit(beta * x))) for x, prefers_first in rows)
-
-    # The score falls in β, and has a root because neither side always wins.
-    bound = 1.0
-    while score(-bound) < 0 or score(bound) > 0:
-        bound *= 2
-    beta = float(root_scalar(score, bracket=(-bound, bound)).root)
-    information = sum(x * x * float(expit(beta * x) * expit(-beta * x)) for x, _ in rows)
+    beta, information = _most_likely_slope(rows)
     half = Z_95 / math.sqrt(information)
     return Estimate(beta, beta - half, beta + half, len(rows))
+
+
+def _most_likely_slope(rows: Sequence[tuple[float, bool]]) -> tuple[float, float]:
+    """Root of the score in β, and the information there: Newton's method, halving the bracket where it would leave it.
+
+    The score falls in β, and has a root where neither side always wins.
+    """
+    low, high, beta = -math.inf, math.inf, 0.0
+    while True:
+        chances = [0.5 + 0.5 * math.tanh(beta * x / 2) for x, _ in rows]
+        score = sum(x * (wins - chance) for (x, wins), chance in zip(rows, chances, strict=True))
+        information = sum(x * x * chance * (1 - chance) for (x, _), chance in zip(rows, chances, strict=True))
+        low, high = (beta, high) if score > 0 else (low, beta)
+        step = score / information if information else math.copysign(math.inf, score)
+        if abs(step) <= _SLOPE_PRECISION * max(1.0, abs(beta)) or high - low <= _SLOPE_PRECISION * max(1.0, abs(beta)):
+            return beta, information
+        beta = beta + step if low < beta + step < high else (low + high) / 2
 
 
 def _longer_share(choices: Sequence[Choice]) -> Estimate:
