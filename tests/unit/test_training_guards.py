@@ -49,6 +49,18 @@ def test_a_figure_over_its_limit_fires_its_guard(
     assert fire([{figure: value} for value in values], **{name: {**settings, "limit": None}}) == []
 
 
+def test_guards_tell_how_much_of_their_limits_is_used() -> None:
+    settings = {name: {"window": 1} for name in ("kl", "length", "entropy", "repetition")}
+    guards = Guards(GuardSettings.model_validate(settings))
+    fire([{}], guards=guards)
+    assert guards.used == {"kl": 1 / 6, "length": 0.0, "entropy": 0.0, "repetition": 0.0}
+    # 20 → 30 of at most 40 tokens; .4 → .24 of at least .08 nats; .1 → .2 of at most .3
+    fire([{"kl": 9.0, "completion_tokens": 30.0, "entropy": 0.24, "repetition": 0.2}], guards=guards)
+    assert guards.used == pytest.approx({"kl": 1.5, "length": 0.5, "entropy": 0.5, "repetition": 0.5})
+    fire([dict.fromkeys(QUIET)], guards=guards)
+    assert guards.used == {}
+
+
 def test_what_is_missing_or_no_number_is_no_evidence() -> None:
     missing = dict.fromkeys(QUIET)
     assert fire([missing, {"kl": math.nan}, {"kl": math.inf}, {"entropy": math.nan}, missing]) == []

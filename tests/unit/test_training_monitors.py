@@ -13,8 +13,9 @@ import pytest
 from rlaif.core.errors import SettingsError
 from rlaif_pipelines.training.config.reward import RewardTraining
 from rlaif_pipelines.training.metrics import MetricsLog, open_metrics
-from rlaif_pipelines.training.monitors import Console, Prometheus, RemainingTime, TensorBoard
+from rlaif_pipelines.training.monitors import Console, RemainingTime, TensorBoard
 from rlaif_pipelines.training.plots import write_plots
+from rlaif_pipelines.training.prometheus import Prometheus
 
 
 def line(step: int, **figures: Any) -> dict[str, Any]:
@@ -55,14 +56,39 @@ def test_tensorboard_reads_what_was_written_and_forgets_what_is_done_again(tmp_p
 
 def test_prometheus_reads_the_last_step(unused_tcp_port: int) -> None:
     prometheus = Prometheus(f"127.0.0.1:{unused_tcp_port}")
-    prometheus(line(7, reward=0.25, kl=0.5, loss=None, guards=[{"guard": "kl"}]))
+    told = {
+        "reward": 0.25,
+        "kl": 0.5,
+        "loss": None,
+        "clip_fraction": 0.125,
+        "guards": [{"guard": "kl"}],
+        "guards_used": {"kl": 1.5, "length": 0.25},
+        "num_sequences": 60,
+        "skipped": False,
+        "seconds": {"step": 4.0, "sample": 3.0, "told by nobody": 1.0},
+    }
+    prometheus(line(7, dropped={"ABSTAINED": 3, "groups_below_quorum": 1}, **told))
+    prometheus(line(8, dropped={f"REASON_{'ABCDEFGHIJ'[i % 10]}{'ABCDEFGHIJ'[i // 10]}": 1 for i in range(99)}))
+    prometheus(line(9, dropped={"said '<script>'": 2}, skipped=True, seconds=2.5))
     with urllib.request.urlopen(f"http://127.0.0.1:{unused_tcp_port}/metrics") as page:
         text = page.read().decode()
-    assert 'rlaif_training_step{stage="rl"} 7.0' in text
+    assert 'rlaif_training_step{stage="rl"} 9.0' in text
     assert 'rlaif_training_steps_planned{stage="rl"} 100.0' in text
     assert 'rlaif_training_reward{stage="rl"} 0.25' in text
     assert 'rlaif_training_kl_nats{stage="rl"} 0.5' in text
+    assert 'rlaif_training_clip_ratio{stage="rl"} 0.125' in text
+    assert 'rlaif_training_last_step_timestamp_seconds{stage="rl"} 10.0' in text
     assert 'rlaif_training_guards_total{guard="kl",stage="rl"} 1.0' in text
+    assert 'rlaif_training_guard_used_ratio{guard="length",stage="rl"} 0.25' in text
+    assert 'rlaif_training_samples_total{stage="rl"} 60.0' in text
+    assert 'rlaif_training_skipped_steps_total{stage="rl"} 1.0' in text
+    assert 'rlaif_training_part_seconds{part="sample",stage="rl"} 3.0' in text
+    assert 'rlaif_training_part_seconds{part="step",stage="rl"} 2.5' in text
+    assert 'rlaif_training_dropped_total{reason="abstained",stage="rl"} 3.0' in text
+    assert text.count("rlaif_training_part_seconds{") == 2
+    # Twenty reasons are told apart, whatever a reward service says.
+    assert text.count("rlaif_training_dropped_total{") == 21
+    assert 'rlaif_training_dropped_total{reason="other",stage="rl"} 83.0' in text
     assert 'rlaif_training_loss{stage="rl"}' not in text
 
 

@@ -91,6 +91,8 @@ class Guards:
         """Of the last step's held-out score from the best before it, in standard errors; None where it has none."""
         self.rate_factor = 1.0
         """What the learning rate is multiplied by."""
+        self.used: dict[GuardName, float] = {}
+        """How much of its limit each guard found used at the last step: 0 nothing, over 1 it fires; as far as known."""
 
     def observe(
         self, step: int, *, figures: Mapping[str, Any], held_out: HeldOutScore | None = None
@@ -102,7 +104,7 @@ class Guards:
         """
         if _is_number(figures.get("reward")):
             self._rewards.append(float(figures["reward"]))
-        self.fall = None
+        self.fall, self.used = None, {}
         found = [self._kl(step, figures.get("kl"))]
         if held_out is not None:
             found.append(self._held_out(step, held_out))
@@ -138,7 +140,10 @@ class Guards:
 
     def _kl(self, step: int, value: Any) -> Firing | None:
         settings, mean = self._settings.kl, self._mean("kl", value)
-        if settings.limit is None or mean is None or mean <= settings.limit:
+        if settings.limit is None or mean is None:
+            return None
+        self.used["kl"] = mean / settings.limit
+        if mean <= settings.limit:
             return None
         said = f"the policy is {mean:.2f} nats a completion away from the reference; the limit is {settings.limit:g}"
         return self._fire("kl", settings, step=step, value=mean, limit=settings.limit, sentence=said)
@@ -149,6 +154,7 @@ class Guards:
         if settings.limit is None or not mean or not baseline:
             return None
         factor = max(mean / baseline, baseline / mean)
+        self.used["length"] = (factor - 1) / (settings.limit - 1)
         if factor <= settings.limit:
             return None
         said = (
@@ -163,6 +169,7 @@ class Guards:
         if settings.limit is None or mean is None or not baseline:
             return None
         share = mean / baseline
+        self.used["entropy"] = (1 - share) / (1 - settings.limit)
         if share >= settings.limit:
             return None
         said = (
@@ -174,7 +181,10 @@ class Guards:
     def _repetition(self, step: int, value: Any) -> Firing | None:
         settings, mean = self._settings.repetition, self._mean("repetition", value)
         baseline = self._windows["repetition"].baseline
-        if settings.limit is None or mean is None or baseline is None or mean - baseline <= settings.limit:
+        if settings.limit is None or mean is None or baseline is None:
+            return None
+        self.used["repetition"] = (mean - baseline) / settings.limit
+        if mean - baseline <= settings.limit:
             return None
         said = (
             f"repeated 4-grams went from {baseline:.1%} to {mean:.1%} of a completion; the limit is a rise of "
@@ -197,6 +207,8 @@ class Guards:
         if settings.limit is None:
             return None
         best, fall = self.best, self.fall
+        if fall is not None:
+            self.used["held_out"] = fall / settings.limit
         reward_rose = now.reward is not None and best.reward is not None and now.reward > best.reward
         if fall is None or fall <= settings.limit or not reward_rose:
             self._num_falls = 0

@@ -15,7 +15,8 @@ from rlaif.runtime.artifacts import atomic_write_text
 from rlaif_pipelines.training import engine as processes
 from rlaif_pipelines.training.config.common import TrainingSettings
 from rlaif_pipelines.training.errors import told_when_full
-from rlaif_pipelines.training.monitors import Console, Monitor, Prometheus, TensorBoard
+from rlaif_pipelines.training.monitors import Console, Monitor, TensorBoard
+from rlaif_pipelines.training.prometheus import Prometheus
 
 
 class MetricsLog:

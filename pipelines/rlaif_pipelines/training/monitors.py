@@ -1,18 +1,13 @@
-"""Who else is told a step's figures: a terminal or log, TensorBoard, Prometheus. Called by metrics.MetricsLog alone."""
+"""Who else is told a step's figures: a terminal or log, TensorBoard. Called by metrics.MetricsLog alone."""
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TextIO
-
-from rlaif.core.errors import SettingsError
-from rlaif.runtime.addresses import split_address
-from rlaif.runtime.telemetry import REGISTRY
 
 Monitor = Callable[[Mapping[str, Any]], None]
 """Told the line of a step as it stands in metrics.jsonl."""
@@ -26,18 +21,6 @@ _SHOWN: Final = {
     "tokens_per_second": "tokens/s",
 }
 _TERMINAL_SECONDS, _LOG_SECONDS = 1.0, 10.0
-
-_GAUGES: Final = {
-    "step": ("step", "Optimiser steps or batches done."),
-    "num_steps": ("steps_planned", "Steps that the training has."),
-    "loss": ("loss", "Loss of the last step."),
-    "reward": ("reward", "Mean reward of the last batch of rollouts."),
-    "kl": ("kl_nats", "KL of a completion to the reference in the last batch."),
-    "entropy": ("entropy_nats", "Mean entropy of a token in the last batch."),
-    "grad_norm": ("gradient_norm", "Norm of the last step's gradient before clipping."),
-    "completion_tokens": ("completion_tokens", "Mean length of the last batch's completions."),
-    "tokens_per_second": ("tokens_per_second", "Tokens trained on, or sampled, a second of the last step."),
-}
 
 
 class RemainingTime:
@@ -72,7 +55,7 @@ class Console:
         if now - self._last < self._seconds and step < num_steps:
             return
         self._last = now
-        figures = [f"{shown} {line[name]:.4g}" for name, shown in _SHOWN.items() if _is_figure(line.get(name))]
+        figures = [f"{shown} {line[name]:.4g}" for name, shown in _SHOWN.items() if is_figure(line.get(name))]
         if remaining is not None and step < num_steps:
             figures.insert(0, f"{_duration(remaining)} left")
         self._stream.write(f"{line['stage']} {step}/{num_steps}  {'  '.join(figures)}\n")
@@ -97,72 +80,16 @@ class TensorBoard:
 _POSITION: Final = ("time", "stage", "step", "num_steps")
 
 
-class Prometheus:
-    """The last step's figures as gauges under /metrics of an address, labelled by stage."""
-
-    def __init__(self, address: str) -> None:
-        _serve_metrics(address)
-        self._remaining = RemainingTime()
-
-    def __call__(self, line: Mapping[str, Any]) -> None:
-        """Sets the gauges; a figure that a step lacks leaves its gauge."""
-        for name, gauge in _gauges().items():
-            if _is_figure(line.get(name)):
-                gauge.labels(line["stage"]).set(line[name])
-        remaining = self._remaining.seconds(line["step"], line["num_steps"])
-        if remaining is not None:
-            _remaining_gauge().labels(line["stage"]).set(remaining)
-        for firing in line.get("guards") or ():
-            _guards().labels(line["stage"], firing["guard"]).inc()
-
-
-@functools.cache
-def _serve_metrics(address: str) -> None:
-    from prometheus_client import start_http_server
-
-    host, port = split_address(address)
-    try:
-        start_http_server(port, addr=host, registry=REGISTRY)
-    except OSError as error:
-        raise SettingsError(
-            f"metrics_address {address} cannot be listened on: {error.strerror}; give another, or none",
-            field="metrics_address",
-        ) from error
-
-
-@functools.cache
-def _gauges() -> dict[str, Any]:
-    from prometheus_client import Gauge
-
-    return {
-        figure: Gauge(f"rlaif_training_{name}", text, ["stage"], registry=REGISTRY)
-        for figure, (name, text) in _GAUGES.items()
-    }
-
-
-@functools.cache
-def _remaining_gauge() -> Any:
-    from prometheus_client import Gauge
-
-    return Gauge("rlaif_training_remaining_seconds", "Expected time to the end.", ["stage"], registry=REGISTRY)
-
-
-@functools.cache
-def _guards() -> Any:
-    from prometheus_client import Counter
-
-    return Counter("rlaif_training_guards_total", "Times a guard fired.", ["stage", "guard"], registry=REGISTRY)
-
-
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}/")
-        elif _is_figure(value):
+        elif is_figure(value):
             yield f"{prefix}{name}", float(value)
 
 
-def _is_figure(value: Any) -> bool:
+def is_figure(value: Any) -> bool:
+    """Whether it is a number that a step tells."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -138,6 +138,7 @@ class _Loop:
                 line = self._figures(rollouts, report)
                 fired = self._guards.observe(self._step + 1, figures=line, held_out=self._held_out(rollouts))
                 line["held_out_fall"] = self._guards.fall
+                line["guards_used"] = dict(self._guards.used)
                 line["guards"] = [firing.to_json() for firing in fired]
                 self._forget_versions()
                 stopped = next((firing for firing in fired if firing.action == "stop"), None)
