@@ -51,7 +51,7 @@ def build_info() -> Gauge:
     return Gauge(
         "rlaif_build_info",
         "Always 1; which code runs.",
-        ["service", "revision"],
+        ["revision"],
         registry=REGISTRY,
     )
 
@@ -59,7 +59,7 @@ def build_info() -> Gauge:
 @cache
 def request_metrics(service: str) -> RequestMetrics:
     """The RED metrics of a service, made once a process."""
-    build_info().labels(service=service, revision=service_revision()).set(1)
+    build_info().labels(revision=service_revision()).set(1)
     return RequestMetrics(
         requests=Counter(f"rlaif_{service}_requests_total", "Calls answered.", ["method", "code"], registry=REGISTRY),
         seconds=Histogram(
