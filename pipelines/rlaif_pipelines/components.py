@@ -56,7 +56,16 @@ def prepare(
     max_tokens: int = 0,
     num_shards: int = 0,
     seed: int = 0,
+    sampler_address: str = "",
+    judge_address: str = "",
+    ledger_address: str = "",
+    reward_address: str = "",
+    evaluator_address: str = "",
+    image: str = "",
     volume_claim: str = "",
+    token_secret: str = "",
+    tls_secret: str = "",
+    storage_secret: str = "",
 ) -> str:
     """Check the settings, write run.json, identify models, rules and services; the branch to take."""
     given = dict(locals())

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 EventState = Literal["started", "progress", "finished", "skipped", "failed"]
 Progress = Callable[[int, int], None]
 
+_FAILURE_SECONDS = 5.0
 _CLIENT_FIELDS = ("timeout_seconds", "tls_ca_path", "tls_certificate_path", "tls_key_path")
 
 RUN_FILE = "run.json"
@@ -116,11 +117,18 @@ class RunContext:
         return self._finished(stage) is not None
 
     def run_stage(
-        self, stage: str, body: Callable[[Path], StageOutput], *, inputs: Mapping[str, Any], resumable: bool = False
+        self,
+        stage: str,
+        body: Callable[[Path], StageOutput],
+        *,
+        inputs: Mapping[str, Any],
+        resumable: bool = False,
+        in_ledger: bool = True,
     ) -> StageResult:
         """The stage's result, by running `body` in its folder unless it finished with the same inputs before.
 
         An unfinished attempt is thrown away, but a `resumable` stage finds what it left when its inputs are the same.
+        That it finished is a fact of the ledger, unless it is only a part of a stage.
         """
         inputs_sha256 = digest(inputs)
         found = self._finished(stage)
@@ -138,11 +146,9 @@ class RunContext:
         output = body(folder)
         outputs = {name: file_sha256(folder / name) for name in output.files}
         values, seconds = dict(output.values or {}), time.time() - started
-        self.record_event(
-            "stage_finished",
-            subject=f"runs/{self.root.name}/stages/{stage}",
-            payload={"inputs": inputs, "inputs_sha256": inputs_sha256, "outputs": outputs, "values": values},
-        )
+        if in_ledger:
+            payload = {"inputs": inputs, "inputs_sha256": inputs_sha256, "outputs": outputs, "values": values}
+            self.record_event("stage_finished", subject=self.subject(stage), payload=payload)
         write_json(
             folder / "done.json",
             {"stage": stage, "inputs_sha256": inputs_sha256, "outputs": outputs, "values": values, "seconds": seconds},
@@ -177,6 +183,21 @@ class RunContext:
         request_id = uuid.uuid5(uuid.NAMESPACE_URL, digest([event_type, subject, payload]))
         with self.ledger() as ledger:
             ledger.record_event(event_type, subject=subject, payload=payload, request_id=str(request_id))
+
+    def record_failure(self, stage: str, *, reason: str, message: str) -> None:
+        """Append to the ledger that the stage failed; the ledger has to answer soon, for the failure must be told."""
+        from rlaif.client.ledger import LedgerClient
+
+        if self.services.ledger is None:
+            return
+        settings = self.client_settings("ledger").model_copy(update={"timeout_seconds": _FAILURE_SECONDS})
+        payload = {"reason": reason, "message": message, "launcher": self.settings.jobs.launcher}
+        with LedgerClient(settings) as ledger:
+            ledger.record_event("stage_failed", subject=self.subject(stage), payload=payload)
+
+    def subject(self, stage: str) -> str:
+        """How the ledger calls a stage of this run."""
+        return f"runs/{self.root.name}/stages/{stage}"
 
     def client_settings(self, service: Literal["sampler", "judge", "reward", "ledger", "evaluator"]) -> ClientSettings:
         """How to call a service; PreconditionError if its address was not given."""

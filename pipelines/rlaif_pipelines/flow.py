@@ -12,8 +12,9 @@ from kfp import compiler, dsl
 
 from rlaif.core.errors import SettingsError
 from rlaif_pipelines import components
+from rlaif_pipelines.mounts import default_image
 from rlaif_pipelines.parameters import Parameter, parameters_of
-from rlaif_pipelines.placement import Retries, default_image, place_tasks
+from rlaif_pipelines.placement import Retries, place_tasks
 from rlaif_pipelines.settings import ConstitutionalStage, PipelineName
 
 

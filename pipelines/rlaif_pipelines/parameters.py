@@ -1,6 +1,7 @@
 """The parameters of the pipelines: what the KFP UI asks for, what `rlaif submit --param` takes, and what each sets.
 
-An empty text, 0, {} and [] mean "not given": parameters of KFP have no null.
+An empty text, 0, {} and [] mean "not given": parameters of KFP have no null. Defaults are those of a cluster with the
+chart installed as release `rlaif`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from rlaif.core.errors import SettingsError
+from rlaif_pipelines.mounts import default_image, trainer_image
 from rlaif_pipelines.settings import PipelineName
 
 
@@ -42,20 +44,20 @@ _SAMPLING: Final = (
     Parameter("max_tokens", int, 0, "Longest completion, tokens.", "sampling.max_tokens"),
 )
 _SHARDS: Final = Parameter("num_shards", int, 0, "Parts in which sampling and judging are worked on.", "num_shards")
-_EVALUATION: Final = (
-    Parameter("evaluator", str, "", "Second judge that only evaluates; not the judge that labels.", "evaluator"),
-    Parameter("artifact_root", str, "", "Where models are published: a folder or a URI.", "artifact_root"),
+_EVALUATOR: Final = Parameter(
+    "evaluator", str, "", "Second judge that only evaluates; not the judge that labels.", "evaluator"
 )
-_RESOURCE: Final = Parameter(
-    "policy_resource", str, "", "Name of the policy at the sampler, policies/<name>.", "policy_resource"
+_SERVED: Final = (
+    Parameter("policy_resource", str, "policies/served", "The policy's name at the sampler.", "policy_resource"),
+    Parameter("artifact_root", str, "/rlaif/artifacts", "Where the sampler finds what is published.", "artifact_root"),
 )
 _TRAINING: Final = (
     Parameter("algorithm", str, "", "grpo or dpo.", "algorithm"),
     Parameter("reward", str, "", "GRPO's reward: judge or model.", "reward"),
     Parameter("human_labels", str, "", "People's labels to learn from too.", "human_labels.path"),
     Parameter("steps", int, 0, "GRPO steps of a round.", "rl.steps"),
-    Parameter("launcher", str, "", "Where trainings run: trainjob, indexed_job or local.", "jobs.launcher"),
-    Parameter("trainer_image", str, "", "Image of the trainings' pods.", "jobs.pod.image"),
+    Parameter("launcher", str, "trainjob", "Where trainings run: trainjob, indexed_job or local.", "jobs.launcher"),
+    Parameter("trainer_image", str, "", "Image of trainings; empty: rlaif-trainer beside `image`.", "jobs.pod.image"),
     Parameter("num_nodes", int, 0, "Machines that train together.", "jobs.num_nodes"),
     Parameter("gpu_type", str, "", "Resource name of a training's GPUs: nvidia.com/gpu.", "jobs.pod.gpu_resource"),
     Parameter("gpu_count", int, 0, "GPUs of each machine that trains.", "jobs.pod.gpus"),
@@ -63,19 +65,33 @@ _TRAINING: Final = (
     Parameter("gpu_tolerations", list, [], "Tolerations of trainings' pods.", "jobs.pod.tolerations"),
 )
 _SEED: Final = Parameter("seed", int, 0, "Every random choice follows from it.", "seed")
+_LABELLING_SERVICES: Final = (
+    Parameter("sampler_address", str, "rlaif-sampler:50051", "Sampler, host:port.", "services.sampler"),
+    Parameter("judge_address", str, "rlaif-judge:50051", "Judge that labels, host:port.", "services.judge"),
+    Parameter("ledger_address", str, "rlaif-oversight:50051", "Ledger, host:port.", "services.ledger"),
+)
+_OTHER_SERVICES: Final = (
+    Parameter("reward_address", str, "rlaif-reward:50051", "Reward service, host:port.", "services.reward"),
+    Parameter("evaluator_address", str, "", "Judge that only evaluates, host:port.", "services.evaluator"),
+)
 _OTHER: Final = (
     Parameter("settings", dict, {}, "Any other settings of the run, nested as in run.json."),
-    Parameter("services", dict, {}, "Addresses, host:port: sampler, judge, reward, ledger, evaluator."),
+    Parameter("services", dict, {}, "What else concerns the services: timeout_seconds, tls_ca_path, …"),
+)
+VOLUME_CLAIM: Final = Parameter(
+    "volume_claim", str, "rlaif-runs", "PersistentVolumeClaim mounted at /rlaif, ReadWriteMany."
 )
 PLACEMENT: Final = (
     Parameter("image", str, "", "Image of every task."),
-    Parameter("volume_claim", str, "rlaif-runs", "PersistentVolumeClaim mounted at /rlaif, ReadWriteMany."),
-    Parameter("secret", str, "rlaif-pipelines", "Secret whose keys become variables of every task, where it is there."),
-    Parameter("tls_secret", str, "rlaif-client-tls", "Secret mounted at /etc/rlaif/tls, where it is there."),
+    VOLUME_CLAIM,
+    Parameter("token_secret", str, "rlaif-token", "Secret with `token`, shown to the services; may be missing."),
+    Parameter("tls_secret", str, "rlaif-tls", "Secret mounted at /etc/rlaif/tls, with `ca.crt`; may be missing."),
+    Parameter("hub_secret", str, "rlaif-hub", "Secret with `token` of the Hugging Face hub; may be missing."),
+    Parameter("storage_secret", str, "rlaif-storage", "Secret with AWS_… keys of object storage; may be missing."),
     Parameter("node_selector", dict, {}, "Labels of nodes for the tasks."),
     Parameter("tolerations", list, [], "Tolerations of the tasks' pods."),
 )
-"""Where tasks run and what they are given; nothing of it is a setting of the run."""
+"""Where tasks run and what they are given; only as far as trainings need it too is it a setting of the run."""
 
 RUN_PARAMETERS: Final[Mapping[PipelineName, Sequence[Parameter]]] = {
     "rlaif": (
@@ -83,15 +99,28 @@ RUN_PARAMETERS: Final[Mapping[PipelineName, Sequence[Parameter]]] = {
         _PROMPTS,
         _POLICY,
         *_JUDGE,
-        *_EVALUATION,
-        _RESOURCE,
+        _EVALUATOR,
         *_TRAINING,
         *_SAMPLING,
         _SHARDS,
         _SEED,
+        *_SERVED,
+        *_LABELLING_SERVICES,
+        *_OTHER_SERVICES,
         *_OTHER,
     ),
-    "label-only": (RUN_ROOT, _PROMPTS, _POLICY, *_JUDGE, _RESOURCE, *_SAMPLING, _SHARDS, _SEED, *_OTHER),
+    "label-only": (
+        RUN_ROOT,
+        _PROMPTS,
+        _POLICY,
+        *_JUDGE,
+        *_SAMPLING,
+        _SHARDS,
+        _SEED,
+        *_SERVED,
+        *_LABELLING_SERVICES,
+        *_OTHER,
+    ),
 }
 """What each pipeline asks for, placement aside."""
 
@@ -101,30 +130,58 @@ def parameters_of(pipeline: PipelineName) -> tuple[Parameter, ...]:
     return (*RUN_PARAMETERS[pipeline], *PLACEMENT)
 
 
+def neutral(pipeline: PipelineName) -> dict[str, Any]:
+    """Values that give nothing, for every parameter that has a default."""
+    return {parameter.name: parameter.kind() for parameter in parameters_of(pipeline) if not parameter.required}
+
+
 def settings_from(given: Mapping[str, Any]) -> dict[str, Any]:
     """RunSettings as plain values: `settings` of the parameters, and what the others set.
 
     SettingsError where a parameter and `settings` say different things.
     """
-    settings = _copied(given.get("settings") or {})
-    for parameter in _with_settings():
-        value = given.get(parameter.name)
-        if not value:
+    settings = _filled(given, under="settings")
+    _complete_pods(settings, given)
+    return settings
+
+
+def services_from(given: Mapping[str, Any]) -> dict[str, Any]:
+    """ServiceAddresses as plain values, likewise."""
+    return _filled(given, under="services")
+
+
+def _filled(given: Mapping[str, Any], *, under: str) -> dict[str, Any]:
+    """The values of the parameter `under`, with those that other parameters set among them."""
+    values = _copied(given.get(under) or {})
+    for parameter in _setting_parameters():
+        value, of_services = given.get(parameter.name), parameter.setting.startswith("services.")
+        if not value or of_services != (under == "services"):
             continue
-        *parents, last = parameter.setting.split(".")
-        place = settings
+        path = parameter.setting.removeprefix("services.")
+        *parents, last = path.split(".")
+        place = values
         for parent in parents:
             place = place.setdefault(parent, {})
         known = place.setdefault(last, value)
         if known != value:
             raise SettingsError(
-                f"{parameter.name} = {value!r}, but settings.{parameter.setting} = {known!r}: give one of them",
-                field=parameter.name,
+                f"{parameter.name} = {value!r}, but {under}.{path} = {known!r}: give one of them", field=parameter.name
             )
-    return settings
+    return values
 
 
-def _with_settings() -> Iterator[Parameter]:
+def _complete_pods(settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Trainings in pods of their own get the tasks' volume, and the trainer's image of the tasks' version."""
+    jobs = settings.get("jobs") or {}
+    if jobs.get("launcher", "local") == "local":
+        return
+    pod = jobs.setdefault("pod", {})
+    pod.setdefault("volume_claim", given.get("volume_claim") or VOLUME_CLAIM.default)
+    if not pod.get("image"):
+        pod["image"] = trainer_image(given.get("image") or default_image(), with_gpus=bool(pod.get("gpus")))
+
+
+def _setting_parameters() -> Iterator[Parameter]:
     seen = {parameter.name: parameter for group in RUN_PARAMETERS.values() for parameter in group}
     return (parameter for parameter in seen.values() if parameter.setting)
 

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any, Final
 
 from kfp import kubernetes
 from kfp.dsl import pipeline_context
 
-VOLUME_PATH: Final = "/rlaif"
-"""Where the volume with the run folders is mounted."""
-TLS_PATH: Final = "/etc/rlaif/tls"
-"""Where certificates of the tasks lie."""
+from rlaif_pipelines.mounts import STORAGE_VARIABLES, TLS_PATH, VOLUME_PATH
+
 USER_ID: Final = 65532
 """Who tasks run as, as everything of ours does."""
-SECRET_VARIABLES: Final = (
-    "RLAIF_TOKEN",
-    "HF_TOKEN",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_ENDPOINT_URL",
-)
-"""Keys of the tasks' Secret, each the name of the variable that it becomes."""
-
-
-def default_image() -> str:
-    """Image of the tasks, of this version."""
-    return f"ghcr.io/kube-rlaif/rlaif-pipelines:{metadata.version('kube-rlaif')}"
+SECRET_VARIABLES: Final[Mapping[str, Mapping[str, str]]] = {
+    "token_secret": {"token": "RLAIF_TOKEN"},
+    "hub_secret": {"token": "HF_TOKEN"},
+    "storage_secret": {name: name for name in STORAGE_VARIABLES},
+}
+"""By parameter: the keys of its Secret, and the variables of every task that they become."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +38,6 @@ def place_tasks(given: Mapping[str, Any], *, retries: Retries) -> None:
     content, which it checks.
     """
     pipeline = pipeline_context.Pipeline.get_default_pipeline()
-    variables = {name: name for name in SECRET_VARIABLES}
     for task in pipeline.tasks.values():
         task.set_caching_options(False)
         if retries.count:
@@ -62,7 +50,10 @@ def place_tasks(given: Mapping[str, Any], *, retries: Retries) -> None:
         task.set_container_image(given["image"])
         kubernetes.set_security_context(task, run_as_user=USER_ID, run_as_group=USER_ID, run_as_non_root=True)
         kubernetes.mount_pvc(task, pvc_name=given["volume_claim"], mount_path=VOLUME_PATH)
-        kubernetes.use_secret_as_env(task, secret_name=given["secret"], secret_key_to_env=variables, optional=True)
+        for parameter, variables in SECRET_VARIABLES.items():
+            kubernetes.use_secret_as_env(
+                task, secret_name=given[parameter], secret_key_to_env=dict(variables), optional=True
+            )
         kubernetes.use_secret_as_volume(task, secret_name=given["tls_secret"], mount_path=TLS_PATH, optional=True)
         kubernetes.add_node_selector_json(task, given["node_selector"])
         kubernetes.add_toleration_json(task, given["tolerations"])

@@ -18,8 +18,9 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from rlaif.core.errors import SettingsError
 from rlaif_pipelines import components
 from rlaif_pipelines.flow import GraphOptions, compile_pipeline
+from rlaif_pipelines.mounts import default_image
 from rlaif_pipelines.parameters import PLACEMENT, parameters_of
-from rlaif_pipelines.placement import SECRET_VARIABLES, Retries, default_image
+from rlaif_pipelines.placement import Retries
 from rlaif_pipelines.settings import ConstitutionalStage, PipelineName
 
 Spec = Any
@@ -91,7 +92,9 @@ def test_parameters_are_typed_explained_and_those_of_the_table(name: PipelineNam
 def test_what_prepare_takes_is_what_the_pipelines_ask_for() -> None:
     taken = set(components.prepare.component_spec.inputs) - {"pipeline", "rounds", "constitutional"}
     asked = {parameter.name for name in NAMES for parameter in parameters_of(name)}
-    assert taken == asked - {parameter.name for parameter in PLACEMENT} | {"volume_claim"}
+    of_tasks_alone = {"hub_secret", "node_selector", "tolerations"}
+    assert of_tasks_alone < {parameter.name for parameter in PLACEMENT}
+    assert taken == asked - of_tasks_alone
 
 
 def test_every_stage_is_a_task() -> None:
@@ -180,9 +183,12 @@ def test_every_task_has_the_volume_secrets_user_and_nodes_of_the_run() -> None:
     for executor in kubernetes.values():
         [volume] = executor["pvcMount"]
         assert (volume["mountPath"], parameter_of(volume["pvcNameParameter"])) == ("/rlaif", "volume_claim")
-        [environment] = executor["secretAsEnv"]
-        assert {each["envVar"] for each in environment["keyToEnv"]} == set(SECRET_VARIABLES)
-        assert environment["optional"] is executor["secretAsVolume"][0]["optional"] is True
+        secrets = {parameter_of(each["secretNameParameter"]): each for each in executor["secretAsEnv"]}
+        assert set(secrets) == {"token_secret", "hub_secret", "storage_secret"}
+        assert secrets["token_secret"]["keyToEnv"] == [{"secretKey": "token", "envVar": "RLAIF_TOKEN"}]
+        [certificates] = executor["secretAsVolume"]
+        assert (certificates["mountPath"], certificates["optional"]) == ("/etc/rlaif/tls", True)
+        assert all(each["optional"] for each in secrets.values())
         assert executor["securityContext"] == {"runAsUser": "65532", "runAsGroup": "65532", "runAsNonRoot": True}
         assert parameter_of(executor["nodeSelector"]["nodeSelectorJson"]) == "node_selector"
         assert parameter_of(executor["tolerations"][0]["tolerationJson"]) == "tolerations"

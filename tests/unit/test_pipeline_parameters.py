@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 
 from rlaif.core.errors import SettingsError
+from rlaif_pipelines import mounts
 from rlaif_pipelines.context import read_json, read_rows
-from rlaif_pipelines.parameters import parameters_of, settings_from
+from rlaif_pipelines.parameters import neutral, parameters_of, settings_from
 from rlaif_pipelines.stages import runner
 from rlaif_pipelines.stages.prepare import create_run_from
 
 
 def given(root: Path, **values: Any) -> dict[str, Any]:
-    """What `prepare` gets when a run gives these."""
-    defaults = {parameter.name: parameter.default for parameter in parameters_of("rlaif")}
+    """What `prepare` gets when a run gives these, and nothing of a cluster."""
+    defaults = neutral("rlaif")
     compiled = {"pipeline": "rlaif", "rounds": 1, "constitutional": "none"}
     return {**defaults, **compiled, "run_root": str(root), **values}
 
@@ -73,6 +74,37 @@ def test_wrong_parameters_are_told_in_the_report_of_a_run_that_never_began(tmp_p
     result = runner.report(run_root=tmp_path / "run")
     assert "there is no setting 'rl.stepz'" in (tmp_path / "run" / "summary.md").read_text()
     assert "there is no setting &#x27;rl.stepz&#x27;" in result.path("report.html").read_text()
+
+
+def test_trainings_in_pods_get_what_the_tasks_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLAIF_TOKEN", "shown to services")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "shown to storage")
+    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+    monkeypatch.setattr(mounts, "TLS_PATH", str(tmp_path))
+    (tmp_path / "ca.crt").touch()
+    on_cluster = {parameter.name: parameter.default for parameter in parameters_of("rlaif")}
+    on_cluster |= {"image": "registry.example/rlaif-pipelines:1.2", "gpu_count": 2, "gpu_type": "amd.com/gpu"}
+    context = create_run_from(given(tmp_path / "run", **{**on_cluster, "run_root": str(tmp_path / "run")}))
+    jobs = context.settings.jobs
+    assert (jobs.launcher, jobs.pod.gpus, jobs.pod.gpu_resource) == ("trainjob", 2, "amd.com/gpu")
+    assert (jobs.pod.image, jobs.pod.volume_claim) == ("registry.example/rlaif-trainer:1.2-gpu", "rlaif-runs")
+    assert jobs.pod.secret_environment == {
+        "RLAIF_TOKEN": "rlaif-token/token",
+        "AWS_ACCESS_KEY_ID": "rlaif-storage/AWS_ACCESS_KEY_ID",
+    }
+    assert jobs.pod.secret_files == {str(tmp_path): "rlaif-tls"}
+    assert context.services.tls_ca_path == tmp_path / "ca.crt"
+    assert (context.services.judge, context.services.evaluator) == ("rlaif-judge:50051", None)
+    assert (context.policy, context.artifact_root) == ("policies/served", "/rlaif/artifacts")
+    assert "shown to" not in (tmp_path / "run" / "run.json").read_text()
+
+
+def test_an_image_that_says_nothing_of_the_trainer_needs_it_named(tmp_path: Path) -> None:
+    values = {"launcher": "indexed_job", "image": "mine:1", "volume_claim": "runs"}
+    with pytest.raises(SettingsError, match="does not follow from the tasks' 'mine:1': give trainer_image"):
+        create_run_from(given(tmp_path, **values))
+    settings = create_run_from(given(tmp_path, **values, trainer_image="mine-trainer:1")).settings
+    assert settings.jobs.pod.image == "mine-trainer:1"
 
 
 def test_the_defaults_are_what_kfp_can_hold() -> None:

@@ -58,6 +58,7 @@ def run_part(
         name,
         lambda folder: StageOutput((file,), work(folder, name, part)),
         inputs=inputs if part.of == 1 else _part_inputs(inputs, part),
+        in_ledger=part.of == 1,
     )
 
 

@@ -12,7 +12,8 @@ from rlaif.core.errors import InvalidInputError, SettingsError
 from rlaif.runtime.artifacts import folder_digest
 from rlaif.runtime.store import fetch_model, is_remote, local_folder
 from rlaif_pipelines.context import RUN_FILE, RunContext, StageOutput, StageResult, now, read_json, write_json
-from rlaif_pipelines.parameters import settings_from
+from rlaif_pipelines.mounts import complete_services, hand_on_secrets
+from rlaif_pipelines.parameters import services_from, settings_from
 from rlaif_pipelines.settings import RunSettings, ServiceAddresses, make_settings
 from rlaif_pipelines.stages.constitution import load_constitution
 from rlaif_pipelines.stages.served import check_sampler, served_judge
@@ -43,8 +44,9 @@ def create_run_from(given: Mapping[str, Any]) -> RunContext:
     """The same from what a pipeline was given: its parameters, and what it was compiled for."""
     values = settings_from(given) | {"out": given["run_root"]}
     _check_compiled(values, given)
-    _share_volume(values, given)
-    return create_run(make_settings(values), ServiceAddresses.model_validate(given["services"]))
+    hand_on_secrets(values, given)
+    services = ServiceAddresses.model_validate(complete_services(services_from(given)))
+    return create_run(make_settings(values), services)
 
 
 def prepare(context: RunContext) -> StageResult:
@@ -99,13 +101,6 @@ def _check_compiled(values: dict[str, Any], given: Mapping[str, Any]) -> None:
             f"{stage!r}: compile it for them",
             field="constitutional.enabled",
         )
-
-
-def _share_volume(values: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """Trainings in pods of their own get the volume of the tasks, unless the settings name another."""
-    jobs = values.get("jobs") or {}
-    if given.get("volume_claim") and jobs.get("launcher", "local") != "local":
-        jobs.setdefault("pod", {}).setdefault("volume_claim", given["volume_claim"])
 
 
 def check_not_the_same_judge(*, judge_digest: str, evaluator_digest: str) -> None:

@@ -76,15 +76,13 @@ def _recorded(root: Path, name: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        message, reason = _sentence(error), error.reason if isinstance(error, RlaifError) else type(error).__name__
         if root.is_dir():
-            event = {
-                "stage": name,
-                "state": "failed",
-                "message": _sentence(error),
-                "reason": error.reason if isinstance(error, RlaifError) else type(error).__name__,
-                "exit_code": exit_code(error),
-            }
-            append_event(root, event)
+            event = {"message": message, "reason": reason, "exit_code": exit_code(error)}
+            append_event(root, {"stage": name, "state": "failed", **event})
+        if isinstance(error, Exception) and (root / RUN_FILE).is_file():
+            with contextlib.suppress(Exception):  # what failed must be told, and not what followed from it
+                RunContext.load(root).record_failure(name, reason=reason, message=message)
         raise
 
 
