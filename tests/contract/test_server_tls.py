@@ -193,7 +193,7 @@ def test_a_client_with_wrong_files_is_told_before_it_calls(
 
 async def test_certificates_replaced_under_load_drop_no_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlaif.runtime.reloading._INTERVAL_SECONDS", 0.01)
-    monkeypatch.setattr("rlaif.runtime.watched_files._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("rlaif.runtime.watched_files._LOOK_SECONDS", 0)
     authorities = [Authority(tmp_path / str(number)) for number in range(2)]
     bundle = b"".join(authority.path.read_bytes() for authority in authorities)
     secret = MountedSecret(tmp_path / "mounted")

@@ -10,7 +10,7 @@ from prometheus_client.exposition import choose_encoder
 
 from rlaif.core.errors import UnauthenticatedError
 from rlaif.runtime.authentication import Authenticator
-from rlaif.runtime.roles import METRICS_ROLES
+from rlaif.runtime.roles import METRICS_ROLES, one_of
 from rlaif.runtime.telemetry import REGISTRY
 
 _READ_SECONDS = 5.0
@@ -87,7 +87,6 @@ class _Endpoint:
         except UnauthenticatedError as error:
             return _Answer("401 Unauthorized", f"{error.message}\n".encode(), {"WWW-Authenticate": "Bearer"})
         if not reader.roles & METRICS_ROLES:
-            needed = " or ".join(sorted(METRICS_ROLES))
-            sentence = f"{reader.actor} may not read /metrics: that needs the role {needed}\n"
+            sentence = f"{reader.actor} may not read /metrics: that needs the role {one_of(METRICS_ROLES)}\n"
             return _Answer("403 Forbidden", sentence.encode())
         return None

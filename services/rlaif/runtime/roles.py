@@ -85,7 +85,13 @@ def check_role(method: str, *, actor: str, roles: frozenset[Role]) -> None:
         return
     names = [role.value for role in Role if role in needed]
     raise ForbiddenError(
-        f"{actor} may not call {method}: that needs the role {' or '.join(names)}",
+        f"{actor} may not call {method}: that needs the role {one_of(needed)}",
         reason="ROLE_MISSING",
         metadata={"method": method, "roles_needed": ",".join(names), "roles": ",".join(sorted(roles))},
     )
+
+
+def one_of(roles: frozenset[Role]) -> str:
+    """The roles in words: "caller, trainer or admin"."""
+    *others, last = [role.value for role in Role if role in roles]
+    return f"{', '.join(others)} or {last}" if others else last
