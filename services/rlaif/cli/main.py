@@ -23,6 +23,7 @@ from rlaif.cli import (
     run,
     serve,
     status,
+    token,
     up,
 )
 from rlaif.core.errors import RlaifError
@@ -54,6 +55,7 @@ app.add_typer(labels.app, name="labels")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(playground.app, name="playground")
 app.add_typer(reward.app, name="reward")
+app.add_typer(token.app, name="token")
 
 
 def main() -> NoReturn:
