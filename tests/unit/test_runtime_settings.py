@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,3 +94,27 @@ def test_wrong_settings_end_the_process_with_a_sentence(tmp_path: Path, capsys: 
         settings_from_command_line(ExampleSettings, program="example", arguments=["--config", str(tmp_path / "no")])
     assert caught.value.code == 2
     assert capsys.readouterr().err == f"example: settings file {tmp_path / 'no'} does not exist\n"
+
+
+def test_a_process_that_does_not_serve_yet_ends_when_told_to_even_as_the_first_of_a_container() -> None:
+    program = """
+import sys
+from rlaif.runtime.settings import ListenSettings, settings_from_command_line
+settings_from_command_line(ListenSettings, program="toy")
+print("still importing", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # as the kernel does for the first process, unless it handles the signal
+        preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"still importing\n"
+        process.terminate()
+        try:
+            assert process.wait(timeout=30) == 128 + signal.SIGTERM
+        finally:
+            process.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -178,10 +179,17 @@ def settings_from_command_line(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="one setting, dotted key"
     )
     options = parser.parse_args(arguments)
+    if arguments is None:
+        # The first process of a container ignores SIGTERM until it is handled, which a server does once it is loaded.
+        signal.signal(signal.SIGTERM, _end_at_once)
     try:
         return load_settings(model_class, options.config, options.overrides)
     except SettingsError as error:
         _exit(f"{program}: {error.message}")
+
+
+def _end_at_once(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def read_token(token_path: Path | None) -> str | None:
