@@ -61,7 +61,7 @@ class ToySampler(sampler_service_pb2_grpc.SamplerServiceServicer):  # type: igno
             raise ValueError("the secret is 42")
         if verb == "sleep":
             await asyncio.sleep(float(argument))
-        if verb == "down" and self.num_calls <= int(argument):
+        if verb == "down" and self.num_calls <= int(argument.partition(":")[0]):
             raise UnavailableError("the engine is being replaced")
         said = {"trace_id": current_trace_id(), "actor": current_actor(), "remaining": remaining_seconds()}
         return pb.GetPolicyResponse(policy=pb.Policy(name=json.dumps(said)))

@@ -294,3 +294,18 @@ async def test_without_the_token_nothing_but_health_answers(tmp_path: Path) -> N
         async with open_aio_channel(ClientSettings(target=toy.address)) as channel:
             with pytest.raises(UnauthenticatedError):
                 await sampler_service_pb2_grpc.SamplerServiceStub(channel).GetPolicy(pb.GetPolicyRequest())
+
+
+async def test_calls_beyond_the_most_at_once_are_told_when_to_try_again_and_health_is_not_counted() -> None:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    async with serving_toy(max_calls_in_flight=2) as toy:
+        served = [asyncio.ensure_future(toy.ours.GetPolicy(pb.GetPolicyRequest(name="sleep:0.3"))) for _ in range(2)]
+        while toy.servicer.num_calls < 2:  # noqa: ASYNC110 - the toy counts, it does not tell
+            await asyncio.sleep(0)
+        with pytest.raises(QuotaExceededError, match="2 calls are being served") as caught:
+            await toy.ours.GetPolicy(pb.GetPolicyRequest())
+        assert (caught.value.reason, caught.value.retry_after_seconds) == ("TOO_MANY_CALLS", 1.0)
+        assert await health_pb2_grpc.HealthStub(toy.channel).Check(health_pb2.HealthCheckRequest())
+        await asyncio.gather(*served)
+        await toy.ours.GetPolicy(pb.GetPolicyRequest())
