@@ -399,3 +399,13 @@ async def test_metrics_are_for_readers_where_they_ask_for_a_token(tmp_path: Path
 
 def _reloads() -> float:
     return REGISTRY.get_sample_value("rlaif_runtime_reloads_total", {"source": "tokens"}) or 0.0
+
+
+def test_the_documented_table_is_the_codes() -> None:
+    documented: dict[str, frozenset[Role]] = {}
+    for line in (Path(__file__).parents[2] / "docs" / "security.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 6 and cells[0].endswith("Service"):
+            roles = {role for role, mark in zip(Role, cells[2:], strict=False) if mark == "x"} | {Role.ADMIN}
+            documented |= {f"rlaif.v1.{cells[0]}.{method}": frozenset(roles) for method in cells[1].split(", ")}
+    assert documented == METHOD_ROLES
