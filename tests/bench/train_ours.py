@@ -14,7 +14,7 @@ from train_workload import Turns, Workload, cheap_reward
 from rlaif.client.judge_values import ResponseToScore
 from rlaif.client.reward import RewardResult
 from rlaif.client.sampler import SamplerClient
-from rlaif_pipelines.training import dpo, reward, rl
+from rlaif_pipelines.training import dpo, metrics, reward, rl
 from rlaif_pipelines.training.config.dpo import DpoTraining
 from rlaif_pipelines.training.config.reward import RewardTraining
 from rlaif_pipelines.training.config.rl import RlTraining
@@ -30,10 +30,10 @@ class CheapRewards:
         return [RewardResult(cheap_reward(response), {}, 0.0, "") for _, response, _ in inputs]
 
 
-def log_with_turns(turns: Turns) -> Any:
-    """The log of a trainer, after each step of which the next waits for its turn."""
+def log_with_turns(turns: Turns) -> None:
+    """Has the trainers' log end a turn after each step, and wait for the next."""
 
-    class Log(rl.MetricsLog):
+    class Log(metrics.MetricsLog):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             turns.begin()
@@ -43,7 +43,7 @@ def log_with_turns(turns: Turns) -> Any:
             turns.end(values.get("loss"))
             turns.begin()
 
-    return Log
+    metrics.MetricsLog = Log  # type: ignore[misc]
 
 
 def main() -> int:
@@ -53,7 +53,7 @@ def main() -> int:
     parser.add_argument("--sampler", default="", help="target of the sampler service, for grpo")
     options = parser.parse_args()
     workload = Workload(**json.loads(options.workload.read_text()))
-    log = log_with_turns(Turns(workload))
+    log_with_turns(Turns(workload))
     common: dict[str, Any] = {
         "out": Path(workload.folder) / f"ours-{options.task}",
         "policy": str(workload.policy),
@@ -62,13 +62,10 @@ def main() -> int:
     }
     pairs = {"labels": workload.labels, "batch_pairs": workload.batch_pairs, "num_epochs": 1, "held_out_fraction": 0.0}
     if options.task == "reward":
-        reward.MetricsLog = log
         reward.run(RewardTraining.model_validate(common | pairs | {"centring": 0.0}))
     elif options.task == "dpo":
-        dpo.MetricsLog = log
         dpo.run(DpoTraining.model_validate(common | pairs | {"beta": workload.beta}))
     else:
-        rl.MetricsLog = log
         settings = RlTraining.model_validate(common | rl_values(workload, sampler=options.sampler))
         with SamplerClient(settings.sampler) as sampler:
             rl.train(settings, sampler=sampler, rewards=CheapRewards())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
+from rlaif_pipelines.training import metrics
 from rlaif_pipelines.training.config.rl import RlTraining
 
 
@@ -25,3 +27,28 @@ def test_both_sides_of_the_benchmark_are_given_the_same(tmp_path: Path, monkeypa
     assert chosen == [pair.first if pair.probability_first == 1.0 else pair.second for pair in pairs]
     values = {"out": tmp_path, "policy": "unused"} | train_ours.rl_values(workload, sampler="unused")
     assert RlTraining.model_validate(values).num_steps == 2
+
+
+@pytest.mark.slow
+def test_the_trainers_write_to_the_log_that_takes_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1] / "bench"), *sys.path])
+    monkeypatch.setattr(metrics, "MetricsLog", metrics.MetricsLog)  # restored afterwards
+    import train_ours
+    from train_workload import Workload
+
+    class Turns:
+        told: ClassVar[list[object]] = []
+
+        def begin(self) -> None:
+            self.told.append("begin")
+
+        def end(self, loss: float | None) -> None:
+            self.told.append(loss)
+
+    train_ours.log_with_turns(Turns())
+    values = {"out": tmp_path, "policy": "unused"} | train_ours.rl_values(
+        Workload(folder=str(tmp_path), steps=1, repetitions=1), sampler="unused"
+    )
+    log = metrics.open_metrics(RlTraining.model_validate(values), stage="rl", num_steps=2, resume_step=0)
+    log.write(1, {"loss": 0.5})
+    assert Turns.told == ["begin", 0.5, "begin"]
