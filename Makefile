@@ -26,7 +26,7 @@ VLLM_TESTS := tests/unit/test_engine_conformance.py tests/unit/test_engine_loadi
 VLLM_RUNS := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && grep -qsw avx512f /proc/cpuinfo && echo yes)
 PROTOS := $(wildcard proto/rlaif/v1/*.proto)
 
-.PHONY: help install install-dev install-vllm run test test-fast test-slow test-vllm lint format proto proto-check bench bench-loop bench-judge bench-engines bench-train golden playground clean
+.PHONY: help install install-dev install-vllm run test test-fast test-slow test-vllm lint format chart-test chart-schema proto proto-check images-test bench bench-loop bench-judge bench-engines bench-train golden playground clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -87,6 +87,14 @@ test-vllm:
 	@echo "test-vllm skips: vLLM's CPU build needs Linux on an x86-64 processor with AVX-512; the engine on vLLM is not tested here"
 endif
 
+CHART_TESTS := tests/unit/test_chart_manifests.py tests/unit/test_chart_values.py tests/integration/test_chart_stack.py
+
+chart-test: $(DEV_STAMP)  ## The Helm chart: lint, strict manifests, policies, refusals; its trial as local processes
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(CHART_TESTS) $(PYTEST_ARGS)
+
+chart-schema: $(RUN_STAMP)  ## Write the services' settings into the chart's values.schema.json
+	$(BIN)/python deploy/helm/settings_schema.py
+
 proto: $(DEV_STAMP)  ## Generate the stubs from proto/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I proto --python_out=services \
 	  --grpc_python_out=services --mypy_out=quiet:services --mypy_grpc_out=quiet:services $(PROTOS)
@@ -97,6 +105,9 @@ proto-check: $(DEV_STAMP)  ## Fail when the committed stubs are not what proto/ 
 	  --grpc_python_out=build/proto --mypy_out=quiet:build/proto --mypy_grpc_out=quiet:build/proto $(PROTOS)
 	diff -r -x __init__.py -x __pycache__ build/proto/rlaif/v1 services/rlaif/v1 || \
 	  { echo "services/rlaif/v1 differs from proto/: run make proto"; exit 1; }
+
+images-test: $(DEV_STAMP)  ## Build the images on a bootstrapped base and run what they are for, as root on Debian
+	$(BIN)/pytest -s tests/images/check_images.py tests/images/check_services.py tests/images/check_jobs.py $(PYTEST_ARGS)
 
 bench: bench-judge bench-engines bench-train bench-loop  ## All benchmarks
 
@@ -114,7 +125,7 @@ bench-train: $(DEV_STAMP)  ## Steps of a reward model, DPO and GRPO against TRL'
 	$(BIN)/python tests/bench/train.py $(ARGS)
 
 golden: $(DEV_STAMP)  ## Compile the pipelines anew into tests/golden; look at the difference
-	for name in rlaif label-only; do $(BIN)/rlaif compile --pipeline $$name -o tests/golden/$$name.yaml; done
+	for name in rlaif label-only evaluate-only judge-benchmark; do $(BIN)/rlaif compile --pipeline $$name -o tests/golden/$$name.yaml; done
 
 playground: $(RUN_STAMP)  ## Rebuild the playground's models from nothing into build/playground
 	$(BIN)/rlaif playground build --out build/playground $(ARGS)

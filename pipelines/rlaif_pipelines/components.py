@@ -43,6 +43,9 @@ def prepare(
     algorithm: str = "",
     reward: str = "",
     human_labels: str = "",
+    promote_to: str = "",
+    candidate: str = "",
+    pairs: str = "",
     steps: int = 0,
     launcher: str = "",
     trainer_image: str = "",
@@ -82,6 +85,16 @@ def load_prompts(run_root: str, branch: str, prompts: Output[Dataset]) -> List[i
     from rlaif_pipelines.stages.runner import parts, run
 
     describe_file(prompts, run("prompts", run_root=run_root), "prompts.jsonl")
+    return parts(run_root)
+
+
+@_component
+def load_pairs(run_root: str, branch: str, pairs: Output[Dataset]) -> List[int]:  # noqa: UP006
+    """Pairs that were labelled elsewhere, validated; the numbers of the parts in which they are worked on."""
+    from rlaif_pipelines.artifacts import describe_file
+    from rlaif_pipelines.stages.runner import parts, run
+
+    describe_file(pairs, run("pairs", run_root=run_root), "pairs.jsonl")
     return parts(run_root)
 
 
@@ -275,6 +288,17 @@ def train_on_preferences(
 
 
 @_component
+def adopt(run_root: str, baseline: Input[Dataset], policy: Output[Model]) -> str:
+    """A model that was made elsewhere, published for the sampler."""
+    from rlaif_pipelines.artifacts import describe_model
+    from rlaif_pipelines.stages.runner import run
+
+    result = run("adopt", run_root=run_root)
+    describe_model(policy, result)
+    return str(result.values["uri"])
+
+
+@_component
 def evaluate(
     run_root: str, round_number: int, policy: str, baseline: Input[Dataset], evaluation: Output[Metrics]
 ) -> None:
@@ -286,6 +310,34 @@ def evaluate(
     result = run("evaluate", run_root=run_root, round_number=round_number)
     found = read_json(result.path("evaluation.json"))
     log_figures(evaluation, {key: value for key, value in found.items() if key not in ("round", "judge_accuracy")})
+
+
+@_component
+def promote(run_root: str, evaluation: Input[Metrics], policy: Output[Model]) -> None:
+    """The policy that is used gets the weights, where they are an improvement."""
+    from rlaif_pipelines.artifacts import describe_model
+    from rlaif_pipelines.stages.runner import run
+
+    describe_model(policy, run("promote", run_root=run_root))
+
+
+@_component
+def benchmark(
+    run_root: str,
+    labels: Input[Dataset],
+    quality: Output[Metrics],
+    by_slice: Output[Metrics],
+    against_reference: Output[ClassificationMetrics],
+) -> None:
+    """The judge's labels against those that were given."""
+    from rlaif_pipelines.artifacts import log_classification, log_figures
+    from rlaif_pipelines.context import read_json
+    from rlaif_pipelines.stages.runner import run
+
+    found = read_json(run("benchmark", run_root=run_root).path("benchmark.json"))
+    log_figures(quality, found["statistics"].pop(""))
+    log_figures(by_slice, found["statistics"])
+    log_classification(against_reference, found["classification"])
 
 
 @_component

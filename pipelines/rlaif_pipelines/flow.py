@@ -86,7 +86,7 @@ def _rlaif(given: Given, options: GraphOptions) -> None:
         if options.constitutional == "first":
             _round(1, rounds, **shared, after=tuned, policy=policy)
         else:
-            components.evaluate(run_root=run_root, round_number=1, policy=policy, baseline=baseline.output)
+            _evaluate(run_root, policy=policy, baseline=baseline)
 
 
 def _label_only(given: Given, options: GraphOptions) -> None:
@@ -97,9 +97,33 @@ def _label_only(given: Given, options: GraphOptions) -> None:
     _labels(1, run_root=run_root, prompts=prompts)
 
 
+def _evaluate_only(given: Given, options: GraphOptions) -> None:
+    """Held-out completions of the policy and of a model made elsewhere, held against each other."""
+    run_root = given["run_root"]
+    branch = _prepare("evaluate-only", given, options)
+    prompts = components.load_prompts(run_root=run_root, branch=branch)
+    baseline = components.sample_baseline(run_root=run_root, prompts=prompts.outputs["prompts"])
+    adopted = components.adopt(run_root=run_root, baseline=baseline.output)
+    _evaluate(run_root, policy=adopted.outputs["Output"], baseline=baseline)
+
+
+def _judge_benchmark(given: Given, options: GraphOptions) -> None:
+    """The judge's labels of pairs that people or rules have labelled, held against theirs."""
+    run_root = given["run_root"]
+    branch = _prepare("judge-benchmark", given, options)
+    pairs = components.load_pairs(run_root=run_root, branch=branch)
+    labels = _judged(1, run_root=run_root, parts=pairs.outputs["Output"], completions=pairs.outputs["pairs"])
+    components.benchmark(run_root=run_root, labels=labels)
+
+
 _PIPELINES: Final[Mapping[PipelineName, tuple[Callable[[Given, GraphOptions], None], str]]] = {
     "rlaif": (_rlaif, "A better policy from AI feedback, or a reason why not."),
     "label-only": (_label_only, "Labels by AI feedback, and whether they may train anything."),
+    "evaluate-only": (_evaluate_only, "Is a model better than the policy? By evidence independent of the judge."),
+    "judge-benchmark": (
+        _judge_benchmark,
+        "How often is the judge right about pairs that others have labelled?",
+    ),
 }
 
 
@@ -131,9 +155,11 @@ def _round(
         evaluation = components.evaluate(
             run_root=run_root, round_number=number, policy=trained, baseline=baseline.output
         )
-        if number < rounds:
-            shared = {"run_root": run_root, "branch": branch, "prompts": prompts, "baseline": baseline}
-            _round(number + 1, rounds, **shared, after=evaluation, policy=trained)
+        if number == rounds:
+            components.promote(run_root=run_root, evaluation=evaluation.output)
+            return
+        shared = {"run_root": run_root, "branch": branch, "prompts": prompts, "baseline": baseline}
+        _round(number + 1, rounds, **shared, after=evaluation, policy=trained)
 
 
 def _labels(number: int, *, run_root: Any, prompts: Any, policy: Any = None, after: Any = None) -> tuple[Any, Any]:
@@ -146,10 +172,22 @@ def _labels(number: int, *, run_root: Any, prompts: Any, policy: Any = None, aft
         if after is not None:
             sampled.after(after)
     completions = components.gather_completions(**step, parts=dsl.Collected(sampled.output))
-    with dsl.ParallelFor(parts, name=f"label-parts-{number}") as part:
-        labelled = components.label(**step, part=part, completions=completions.output)
-    labels = components.gather_labels(**step, parts=dsl.Collected(labelled.output)).output
+    labels = _judged(number, run_root=run_root, parts=parts, completions=completions.output)
     return labels, components.quality_gate(**step, labels=labels)
+
+
+def _judged(number: int, *, run_root: Any, parts: Any, completions: Any) -> Any:
+    """The judge's labels, made in parts."""
+    step = {"run_root": run_root, "round_number": number}
+    with dsl.ParallelFor(parts, name=f"label-parts-{number}") as part:
+        labelled = components.label(**step, part=part, completions=completions)
+    return components.gather_labels(**step, parts=dsl.Collected(labelled.output)).output
+
+
+def _evaluate(run_root: Any, *, policy: Any, baseline: Any) -> None:
+    """Evaluation of a policy that no round has trained, and what follows from it."""
+    evaluation = components.evaluate(run_root=run_root, round_number=1, policy=policy, baseline=baseline.output)
+    components.promote(run_root=run_root, evaluation=evaluation.output)
 
 
 def _train(number: int, *, run_root: Any, branch: Any, prompts: Any, labels: Any) -> Any:

@@ -24,7 +24,7 @@ def run_local(run_root: Path) -> RunOutcome:
     kfp.local prints what it does and what tasks print. A failure is told at once: on one machine nothing mends itself.
     """
     from rlaif_pipelines.flow import GraphOptions, build_pipeline
-    from rlaif_pipelines.parameters import neutral
+    from rlaif_pipelines.parameters import neutral, required
     from rlaif_pipelines.placement import Retries
 
     record = read_json(run_root / RUN_FILE)
@@ -34,8 +34,9 @@ def run_local(run_root: Path) -> RunOutcome:
         options = GraphOptions(
             rounds=settings.rounds, constitutional=settings.constitutional_stage, retries=Retries(count=0)
         )
-        given = {"run_root": str(run_root), "settings": _given(record["settings"])}
-        given["services"] = _given(record["services"])
+        told = _given(record["settings"])
+        given = {"run_root": str(run_root), "settings": told, "services": _given(record["services"])}
+        given |= required(settings.pipeline, told)
         build_pipeline(settings.pipeline, options)(**neutral(settings.pipeline) | given)
     outcome = read_outcome(run_root, since_bytes=since_bytes)
     if outcome.state == "failed":

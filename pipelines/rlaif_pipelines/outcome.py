@@ -56,11 +56,29 @@ def read_outcome(run_root: Path, *, since_bytes: int) -> RunOutcome:
     stopped = _stopped(context)
     if stopped is not None:
         return stopped
-    last = stage_name("evaluate", context.settings.rounds)
     reported = any(event["stage"] == "report" and event["state"] == "finished" for event in events)
-    if not reported or not context.finished(last):
+    if not reported or not context.finished(last_stage(context)):
         return RunOutcome("failed", EXIT_FAILED, "the pipeline ended before its last stage; its log says more")
-    return RunOutcome("finished", EXIT_DONE, f"verdict: {context.result(last).values['verdict']}")
+    return RunOutcome("finished", EXIT_DONE, _message(context))
+
+
+def last_stage(context: RunContext) -> str:
+    """The stage that a run has to finish to be done; the report comes after it in any case."""
+    settings = context.settings
+    if settings.pipeline == "label-only":
+        return "gate"
+    return "benchmark" if settings.pipeline == "judge-benchmark" else "promote"
+
+
+def _message(context: RunContext) -> str:
+    if context.settings.pipeline == "label-only":
+        return f"{context.result('judge').values['num_pairs']} labels, which passed the gate"
+    if context.settings.pipeline == "judge-benchmark":
+        accuracy = context.result("benchmark").values["accuracy"]
+        if accuracy["value"] is None:
+            return "the judge decided no pair that was labelled with a preference"
+        return f"accuracy of the judge: {accuracy['value']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f})"
+    return f"verdict: {context.result(stage_name('evaluate', context.settings.rounds)).values['verdict']}"
 
 
 def _stopped(context: RunContext) -> RunOutcome | None:

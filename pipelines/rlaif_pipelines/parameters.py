@@ -6,6 +6,7 @@ chart installed as release `rlaif`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -38,10 +39,11 @@ _JUDGE: Final = (
     Parameter("judge", str, "", "The judge's model, as its service has it: a folder, a URI or a hub id.", "judge"),
     Parameter("constitution", str, "", "Constitution: a YAML file or a shipped name.", "constitution"),
 )
+_MAX_TOKENS: Final = Parameter("max_tokens", int, 0, "Longest completion, tokens.", "sampling.max_tokens")
 _SAMPLING: Final = (
     Parameter("num_prompts", int, 0, "Prompts labelled in a round.", "sampling.num_prompts"),
     Parameter("num_completions", int, 0, "Completions of each labelled prompt.", "sampling.num_completions"),
-    Parameter("max_tokens", int, 0, "Longest completion, tokens.", "sampling.max_tokens"),
+    _MAX_TOKENS,
 )
 _SHARDS: Final = Parameter("num_shards", int, 0, "Parts in which sampling and judging are worked on.", "num_shards")
 _EVALUATOR: Final = Parameter(
@@ -51,6 +53,7 @@ _SERVED: Final = (
     Parameter("policy_resource", str, "policies/served", "The policy's name at the sampler.", "policy_resource"),
     Parameter("artifact_root", str, "/rlaif/artifacts", "Where the sampler finds what is published.", "artifact_root"),
 )
+_PROMOTE: Final = Parameter("promote_to", str, "", "Policy that an improvement is given to.", "promote_to")
 _TRAINING: Final = (
     Parameter("algorithm", str, "", "grpo or dpo.", "algorithm"),
     Parameter("reward", str, "", "GRPO's reward: judge or model.", "reward"),
@@ -65,14 +68,19 @@ _TRAINING: Final = (
     Parameter("gpu_tolerations", list, [], "Tolerations of trainings' pods.", "jobs.pod.tolerations"),
 )
 _SEED: Final = Parameter("seed", int, 0, "Every random choice follows from it.", "seed")
-_LABELLING_SERVICES: Final = (
-    Parameter("sampler_address", str, "rlaif-sampler:50051", "Sampler, host:port.", "services.sampler"),
+_JUDGING_SERVICES: Final = (
     Parameter("judge_address", str, "rlaif-judge:50051", "Judge that labels, host:port.", "services.judge"),
     Parameter("ledger_address", str, "rlaif-oversight:50051", "Ledger, host:port.", "services.ledger"),
 )
-_OTHER_SERVICES: Final = (
-    Parameter("reward_address", str, "rlaif-reward:50051", "Reward service, host:port.", "services.reward"),
-    Parameter("evaluator_address", str, "", "Judge that only evaluates, host:port.", "services.evaluator"),
+_LABELLING_SERVICES: Final = (
+    Parameter("sampler_address", str, "rlaif-sampler:50051", "Sampler, host:port.", "services.sampler"),
+    *_JUDGING_SERVICES,
+)
+_REWARD_ADDRESS: Final = Parameter(
+    "reward_address", str, "rlaif-reward:50051", "Reward service, host:port.", "services.reward"
+)
+_EVALUATOR_ADDRESS: Final = Parameter(
+    "evaluator_address", str, "", "Judge that only evaluates, host:port.", "services.evaluator"
 )
 _OTHER: Final = (
     Parameter("settings", dict, {}, "Any other settings of the run, nested as in run.json."),
@@ -105,8 +113,10 @@ RUN_PARAMETERS: Final[Mapping[PipelineName, Sequence[Parameter]]] = {
         _SHARDS,
         _SEED,
         *_SERVED,
+        _PROMOTE,
         *_LABELLING_SERVICES,
-        *_OTHER_SERVICES,
+        _REWARD_ADDRESS,
+        _EVALUATOR_ADDRESS,
         *_OTHER,
     ),
     "label-only": (
@@ -121,6 +131,29 @@ RUN_PARAMETERS: Final[Mapping[PipelineName, Sequence[Parameter]]] = {
         *_LABELLING_SERVICES,
         *_OTHER,
     ),
+    "evaluate-only": (
+        RUN_ROOT,
+        Parameter("candidate", str, None, "Model to evaluate: a folder, a URI or a hub id.", "candidate"),
+        _PROMPTS,
+        _POLICY,
+        *_JUDGE,
+        _EVALUATOR,
+        _MAX_TOKENS,
+        _SEED,
+        *_SERVED,
+        _PROMOTE,
+        *_LABELLING_SERVICES,
+        _EVALUATOR_ADDRESS,
+        *_OTHER,
+    ),
+    "judge-benchmark": (
+        RUN_ROOT,
+        Parameter("pairs", str, None, "Labelled pairs, in any form `rlaif labels import` takes.", "pairs.path"),
+        *_JUDGE,
+        _SHARDS,
+        *_JUDGING_SERVICES,
+        *_OTHER,
+    ),
 }
 """What each pipeline asks for, placement aside."""
 
@@ -133,6 +166,16 @@ def parameters_of(pipeline: PipelineName) -> tuple[Parameter, ...]:
 def neutral(pipeline: PipelineName) -> dict[str, Any]:
     """Values that give nothing, for every parameter that has a default."""
     return {parameter.name: parameter.kind() for parameter in parameters_of(pipeline) if not parameter.required}
+
+
+def required(pipeline: PipelineName, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the parameters without a default, as settings have them; the run's folder aside."""
+    found = {}
+    for parameter in parameters_of(pipeline):
+        if parameter.required and parameter.setting:
+            path = parameter.setting.split(".")
+            found[parameter.name] = functools.reduce(lambda place, key: place[key], path, settings)
+    return found
 
 
 def settings_from(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ NO_EVALUATOR: Final = "none"
 
 PipelineName = Literal["rlaif", "label-only", "evaluate-only", "judge-benchmark"]
 """The whole loop; labels and the gate's word; a given model against the policy; a judge against given labels."""
+PolicyResource = Annotated[str, Field(pattern=r"^policies/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 ConstitutionalStage = Literal["none", "first", "only"]
 """No constitutional stage, one before the first round, or one and nothing else."""
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -274,8 +275,14 @@ class RunSettings(SettingsModel):
     """Parts into which sampling and judging are cut, worked on side by side; the rows are the same for any number."""
     artifact_root: ArtifactRoot | None = None
     """Folder or URI under which the run's models are published; None keeps them in the run folder."""
-    policy_resource: Annotated[str, Field(pattern=r"^policies/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] | None = None
+    policy_resource: PolicyResource | None = None
     """Name of the policy at a sampler that runs already, policies/{name}; None names it after the settings."""
+    promote_to: PolicyResource | None = None
+    """Policy that gets the trained weights as its next version where they are an improvement; None promotes nothing."""
+    candidate: str | None = None
+    """Pipeline evaluate-only: model folder, URI or Hugging Face id to hold against the policy."""
+    pairs: LabelFile | None = None
+    """Pipeline judge-benchmark: pairs that people or rules have labelled, to hold the judge against."""
     held_out_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Share of the user's own prompts kept for evaluation, chosen by digest; rows with a split of their own keep it."""
     sampling: SamplingSettings = SamplingSettings()
@@ -306,13 +313,15 @@ class RunSettings(SettingsModel):
     def _profile_defaults(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
-        if given.get("prompts") is None:
+        benchmark = given.get("pipeline") == "judge-benchmark"
+        if given.get("pairs" if benchmark else "prompts") is None:
             return _merge(_ROUTE_DEFAULTS.get(str(given.get("reward")), {}), given)
-        missing = [name for name in ("policy", "judge") if given.get(name) is None]
+        missing = [name for name in (("judge",) if benchmark else ("policy", "judge")) if given.get(name) is None]
         if missing:
+            needed = " and ".join(f"--{name}" for name in missing)
             raise ValueError(
-                f"prompts of your own need {' and '.join('--' + name for name in missing)}: a model folder or a "
-                f"Hugging Face id ({PLAYGROUND!r} for the shipped tiny one, to try the plumbing)"
+                f"{'pairs' if benchmark else 'prompts'} of your own need {needed}: a model folder or a Hugging Face id "
+                f"({PLAYGROUND!r} for the shipped tiny one, to try the plumbing)"
             )
         defaults = dict(_MODEL_DEFAULTS)
         if given["judge"] == PLAYGROUND:
@@ -333,6 +342,11 @@ class RunSettings(SettingsModel):
             )
         if self.algorithm == "grpo" and self.reward == "model" and not self.reward_model.enabled:
             raise ValueError("reward 'model' needs reward_model.enabled")
+        for name, pipeline in (("candidate", "evaluate-only"), ("pairs", "judge-benchmark")):
+            if (getattr(self, name) is not None) != (self.pipeline == pipeline):
+                raise ValueError(f"{name} and pipeline {pipeline!r} need each other; pipeline is {self.pipeline!r}")
+        if self.pipeline == "evaluate-only" and (self.algorithm == "sft" or self.constitutional.enabled):
+            raise ValueError("pipeline 'evaluate-only' trains nothing: leave out the constitutional stage")
         if self.algorithm == "sft" and self.rounds > 1:
             raise ValueError("algorithm 'sft' is the constitutional stage alone: it has no rounds to repeat")
         return self
@@ -346,6 +360,11 @@ class RunSettings(SettingsModel):
     def trains_reward_model(self) -> bool:
         """Whether a reward model is trained: as the reward, or as a second opinion that watches."""
         return self.algorithm == "grpo" and self.reward_model.enabled
+
+    @property
+    def labels(self) -> bool:
+        """Whether the run's rounds label pairs of completions."""
+        return self.pipeline in ("rlaif", "label-only") and self.algorithm != "sft"
 
     @property
     def constitutional_stage(self) -> ConstitutionalStage:
@@ -387,7 +406,8 @@ class RunSettings(SettingsModel):
         if self.policy_resource is not None:
             return self.policy_resource
         elsewhere = {"out", "pipeline", "artifact_root", "policy_resource", "evaluator", "evaluation", "gate", "rounds"}
-        elsewhere |= {"num_shards", "jobs"}
+        elsewhere |= {"num_shards", "jobs", "promote_to", "pairs"}
+        elsewhere |= {"candidate"} if self.candidate is None else set()
         shaping = self.model_dump(mode="json", exclude=elsewhere)
         labels = self.human_labels.path if self.human_labels else None
         named = (self.prompts, Path(self.constitution), labels)

@@ -36,7 +36,7 @@ def test_rounds_after_the_first_are_numbered() -> None:
         "prepare", "prompts", "baseline",
         "sample", "judge", "gate", "train", "evaluate",
         "sample-2", "judge-2", "gate-2", "train-2", "evaluate-2",
-        "report",
+        "promote", "report",
     ]  # fmt: skip
     assert "reward_model" in planned_stages(rounds=1, trains_reward_model=True)
 
@@ -45,7 +45,7 @@ def test_the_constitutional_stage_is_planned_before_the_rounds_or_in_their_place
     first = planned_stages(rounds=1, trains_reward_model=False, constitutional="first")
     assert first[:7] == ["prepare", "prompts", "baseline", "revise", "revision_gate", "sft", "sample"]
     assert planned_stages(rounds=1, trains_reward_model=False, constitutional="only") == [
-        "prepare", "prompts", "baseline", "revise", "revision_gate", "sft", "evaluate", "report",
+        "prepare", "prompts", "baseline", "revise", "revision_gate", "sft", "evaluate", "promote", "report",
     ]  # fmt: skip
 
 
@@ -81,6 +81,27 @@ def test_training_steps_make_the_curves_and_count_as_progress() -> None:
     assert progress.latest("gold") == 1.5
     assert progress.latest("reward_model") is None
     assert (progress.stages["train"].done, progress.stages["train"].total) == (3, 40)
+
+
+def test_the_smaller_pipelines_have_plans_of_their_own() -> None:
+    assert planned_stages(rounds=1, trains_reward_model=True, pipeline="label-only") == [
+        "prepare", "prompts", "sample", "judge", "gate", "report",
+    ]  # fmt: skip
+
+
+def test_parts_count_together_in_their_stage_which_ends_when_they_are_put_together() -> None:
+    progress = RunProgress.of(["sample"])
+    progress.apply_event(event("sample.part-1-of-2", "started", 0))
+    progress.apply_event(event("sample.part-1-of-2", "progress", 2, done=5, total=10))
+    progress.apply_event(event("sample.part-2-of-2", "progress", 4, done=2, total=8))
+    stage = progress.stages["sample"]
+    assert (stage.state, stage.done, stage.total, stage.rate) == ("running", 7, 18, 1.0)
+    progress.apply_event(event("sample.part-1-of-2", "finished", 5))
+    assert progress.stages["sample"].state == "running"
+    progress.apply_event(event("sample", "started", 6))
+    stage = progress.apply_event(event("sample", "finished", 7))
+    assert (stage.state, stage.elapsed_seconds(0)) == ("done", 7.0)
+    assert list(progress.stages) == ["sample"]
 
 
 def test_sparkline_runs_from_low_to_high_and_averages_long_series() -> None:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -25,7 +25,7 @@ from rlaif_pipelines.settings import ConstitutionalStage, PipelineName
 
 Spec = Any
 GOLDEN = Path(__file__).parents[1] / "golden"
-NAMES: tuple[PipelineName, ...] = ("rlaif", "label-only")
+NAMES: tuple[PipelineName, ...] = get_args(PipelineName)
 
 
 @functools.cache
@@ -85,7 +85,8 @@ def test_parameters_are_typed_explained_and_those_of_the_table(name: PipelineNam
     found = spec.root.input_definitions.parameters
     assert set(found) == {parameter.name for parameter in parameters_of(name)}
     assert all(parameter.description for parameter in found.values())
-    assert [each for each, parameter in found.items() if not parameter.HasField("default_value")] == ["run_root"]
+    needed = {each for each, parameter in found.items() if not parameter.HasField("default_value")}
+    assert needed - {"run_root"} == {"evaluate-only": {"candidate"}, "judge-benchmark": {"pairs"}}.get(name, set())
     assert found["image"].default_value.string_value == default_image()
 
 
@@ -113,8 +114,17 @@ def test_every_stage_is_a_task() -> None:
         "train-reward-model",
         "train-with-reward-model",
         "evaluate",
+        "promote",
         "report",
     }
+
+
+def test_the_smaller_pipelines_are_made_of_the_same_stages() -> None:
+    names = {name: task_names(documents(name=name)[0]) - {"prepare", "report"} for name in NAMES}
+    labelling = {"load-prompts", "sample", "gather-completions", "label", "gather-labels", "quality-gate"}
+    assert names["label-only"] == labelling
+    assert names["evaluate-only"] == {"load-prompts", "sample-baseline", "adopt", "evaluate", "promote"}
+    assert names["judge-benchmark"] == {"load-pairs", "label", "gather-labels", "benchmark"}
 
 
 def test_training_stands_behind_the_gate_and_the_report_behind_nothing() -> None:
@@ -169,7 +179,7 @@ def test_the_constitutional_stage_alone_is_evaluated_at_once() -> None:
 def test_every_task_installs_nothing_and_runs_in_the_image_of_the_run() -> None:
     spec, _ = documents(image="registry.example/mine:1")
     executors = spec.deployment_spec["executors"]
-    assert len(executors) == 14
+    assert len(executors) == 15
     for executor in executors.values():
         assert executor["container"]["image"] == "{{$.inputs.parameters['pipelinechannel--image']}}"
         assert "pip install" not in " ".join(executor["container"]["command"])

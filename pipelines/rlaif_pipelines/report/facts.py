@@ -50,6 +50,8 @@ class RunFacts:
     metrics: Sequence[Mapping[str, Any]]
     """Training steps in order, each with its `round` and its `kind`: train, sft or reward_model."""
     constitution: Constitution | None
+    benchmark: Mapping[str, Any] | None = None
+    """benchmark.json, where the judge was held against given labels."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -62,6 +64,11 @@ class RunFacts:
         """What `prepare` identified."""
         found: Mapping[str, Any] = self.record.get("digests", {})
         return found
+
+    @property
+    def pipeline(self) -> str:
+        """Which of the pipelines it went through."""
+        return str(self.settings.get("pipeline", "rlaif"))
 
     @property
     def playground(self) -> bool:
@@ -123,7 +130,8 @@ class RunFacts:
         if self.gated:
             return "gated"
         rounds = int(self.settings.get("rounds", 1))
-        return "finished" if rounds in self.evaluations else "unfinished"
+        done = {"label-only": self.gate is not None, "judge-benchmark": self.benchmark is not None}
+        return "finished" if done.get(self.pipeline, rounds in self.evaluations) else "unfinished"
 
 
 def read_run(root: Path) -> RunFacts:
@@ -139,6 +147,7 @@ def read_run(root: Path) -> RunFacts:
         labels=list(read_lines(root / "labels.jsonl")),
         metrics=list(_metrics(root)),
         constitution=_constitution(root, record),
+        benchmark=_read(root / "stages" / "benchmark" / "benchmark.json") if "benchmark" in stages else None,
     )
 
 
@@ -166,6 +175,8 @@ def _stages(root: Path) -> dict[str, StageFacts]:
     states: dict[str, tuple[str, str]] = {}
     for event in read_lines(root / "events.jsonl"):
         name, state = event["stage"], event["state"]
+        if ".part-" in name:
+            continue
         if state in ("started", "finished", "skipped", "failed"):
             states[name] = (state, event.get("message") or "")
     found = {}

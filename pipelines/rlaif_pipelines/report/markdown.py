@@ -15,6 +15,8 @@ def render(summary: Mapping[str, Any]) -> str:
     rows = list(_rows(summary))
     if rows:
         lines += ["", "| figure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    if summary["benchmark"] is not None:
+        lines += ["", *_benchmark(summary["benchmark"]["statistics"])]
     return "\n".join(lines) + "\n"
 
 
@@ -40,6 +42,21 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield key.replace("_", " "), f"{quality[key]:.1%}"
     if summary["label_accuracy"] is not None:
         yield "agreement with gold", f"{summary['label_accuracy']:.1%}"
+
+
+def _benchmark(statistics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    yield "| pairs | number | accuracy (95 % CI) | order inconsistency | abstentions |"
+    yield "|---|---|---|---|---|"
+    for name, found in statistics.items():
+        accuracy = found["human_agreement"]
+        told = [_share(accuracy), _share(found["order_inconsistency"]), _share(found["abstention_rate"])]
+        if accuracy["low"] is not None:
+            told[0] += f" ({accuracy['low']:.1%} to {accuracy['high']:.1%})"
+        yield f"| {_plain(name or 'all')} | {found['abstention_rate']['num_samples']} | {' | '.join(told)} |"
+
+
+def _share(estimate: Mapping[str, Any]) -> str:
+    return "not known" if estimate["value"] is None else f"{estimate['value']:.1%}"
 
 
 def _plain(text: str) -> str:

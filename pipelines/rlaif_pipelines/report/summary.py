@@ -46,6 +46,7 @@ def summarise(facts: RunFacts) -> dict[str, Any]:
         "label_quality": (gate or {}).get("quality"),
         "gate": {"passed": gate["passed"] if gate else None, "reasons": list(gate["reasons"]) if gate else []},
         "constitutional": _constitutional(facts),
+        "benchmark": facts.benchmark,
         "rounds": [_round(facts, number) for number in sorted({*facts.gates, *facts.evaluations})],
         "seconds": {name: stage.seconds for name, stage in facts.stages.items() if stage.seconds is not None},
         "seconds_total": _total_seconds(facts),
@@ -65,6 +66,8 @@ def _verdict(facts: RunFacts) -> tuple[str, list[str]]:
     if facts.outcome == "finished" and evaluation is not None:
         guarded = [f"a guard stopped training early: {facts.guard}"] if facts.guard else []
         return evaluation["verdict"], [*evaluation["verdict_reasons"], *guarded]
+    if facts.outcome == "finished":
+        return "unknown", ["nothing was trained or evaluated: that is not what this pipeline does"]
     if facts.outcome == "gated":
         why = [f"the gate let no training begin: {reason}" for reason in facts.gated]
     elif facts.failure is not None:

@@ -40,6 +40,10 @@ def banner(facts: RunFacts, summary: Mapping[str, Any]) -> Banner:
         tone, headline = "bad", "The run failed. " + headline
     elif facts.outcome == "unfinished":
         headline = "The run has not finished. " + headline
+    elif facts.pipeline == "label-only":
+        headline = "The labels passed the gate; nothing was trained."
+    elif facts.pipeline == "judge-benchmark":
+        headline = _judge_headline(facts.benchmark or {})
     return Banner(
         tone=tone,
         headline=headline,
@@ -47,6 +51,14 @@ def banner(facts: RunFacts, summary: Mapping[str, Any]) -> Banner:
         evidence=_evidence(summary),
         not_claimed=list(_not_claimed(facts, summary)),
     )
+
+
+def _judge_headline(found: Mapping[str, Any]) -> str:
+    accuracy = found["statistics"][""]["human_agreement"]
+    if accuracy["value"] is None:
+        return "Whether the judge is right is not known: it decided no pair that was labelled with a preference."
+    interval = f"95 % CI {accuracy['low']:.3f} to {accuracy['high']:.3f}"
+    return f"The judge agrees with the given labels on {accuracy['value']:.1%} of the pairs ({interval})."
 
 
 def _evidence(summary: Mapping[str, Any]) -> str:
@@ -65,10 +77,19 @@ def _evidence(summary: Mapping[str, Any]) -> str:
         return (
             "There are no gold rules for these prompts and no second judge was given, so nobody independent has looked."
         )
+    if summary["benchmark"] is not None:
+        return f"The judge compared {summary['benchmark']['num_pairs']} pairs, each in both orders."
     return "No evaluation has been made."
 
 
 def _not_claimed(facts: RunFacts, summary: Mapping[str, Any]) -> Sequence[str]:
+    if facts.pipeline == "label-only":
+        return ["Labels are one judge's preferences under one constitution; nobody independent has looked at them."]
+    if facts.pipeline == "judge-benchmark":
+        return [
+            "The given labels are taken for right; where people disagree, no judge can agree with all of them.",
+            "Pairs of another kind, or another constitution, may give another accuracy.",
+        ]
     claims = []
     if facts.playground:
         claims.append(

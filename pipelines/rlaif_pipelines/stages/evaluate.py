@@ -98,14 +98,14 @@ def evaluate(context: RunContext, *, round_number: int = 1) -> StageResult:
 
 def _gate(context: RunContext, round_number: int) -> dict[str, Any]:
     """What the gate found out about the round's labels; empty where nothing was labelled."""
-    if context.settings.constitutional_stage == "only":
+    if not context.settings.labels:
         return {}
     found: dict[str, Any] = read_json(context.result(stage_name("gate", round_number)).path(GATE_FILE))
     return found
 
 
 def _gate_sha256(context: RunContext, round_number: int) -> str | None:
-    if context.settings.constitutional_stage == "only":
+    if not context.settings.labels:
         return None
     return context.result(stage_name("gate", round_number)).outputs[GATE_FILE]
 

@@ -15,7 +15,8 @@ from rlaif.core.conversation import parse_conversation
 from rlaif_pipelines.context import RunContext, StageResult, read_rows, stage_name, write_rows
 from rlaif_pipelines.stages.completions import COMPLETIONS_FILE, derive_seed
 from rlaif_pipelines.stages.constitution import load_constitution
-from rlaif_pipelines.stages.parts import Part, gather_parts, run_part
+from rlaif_pipelines.stages.pairs import PAIRS_FILE
+from rlaif_pipelines.stages.parts import Part, gather_parts, num_parts, run_part
 from rlaif_pipelines.stages.served import judge_identity
 
 if TYPE_CHECKING:
@@ -38,12 +39,9 @@ class Pair:
 def judge(context: RunContext, *, round_number: int = 1, part: int = 1) -> StageResult:
     """labels.jsonl of one round, or of one part of it: soft labels with their votes; abstentions have weight 0."""
     constitution = load_constitution(context.settings.constitution)
-    samples = context.result(stage_name("sample", round_number))
-    seed = derive_seed("pairs", context.settings.seed, round_number)
 
     def work(folder: Path, name: str, part: Part) -> dict[str, Any]:
-        rows = read_rows(samples.path(COMPLETIONS_FILE))
-        pairs = choose_pairs(rows, per_prompt=context.settings.sampling.pairs_per_prompt, seed=seed)
+        pairs = _pairs(context, round_number=round_number)
         mine = part.positions(len(pairs), per_request=context.settings.judging.pairs_per_request)
         pairs = pairs[mine.start : mine.stop]
         verdicts = compare_pairs(context, pairs, constitution=constitution, name=name)
@@ -64,7 +62,7 @@ def judge(context: RunContext, *, round_number: int = 1, part: int = 1) -> Stage
         work,
         file=LABELS_FILE,
         inputs=_inputs(context, constitution, round_number=round_number),
-        number=part,
+        part=Part(part, num_parts(context)),
     )
 
 
@@ -81,6 +79,7 @@ def gather_judge(context: RunContext, *, round_number: int = 1) -> StageResult:
         stage_name("judge", round_number),
         file=LABELS_FILE,
         inputs=_inputs(context, load_constitution(context.settings.constitution), round_number=round_number),
+        total=num_parts(context),
         values=values,
         after=lambda path: _gather_labels(context, upto_round=round_number, this=path),
     )
@@ -104,15 +103,32 @@ def compare_pairs(
         )
 
 
+def _pairs(context: RunContext, *, round_number: int) -> list[Pair]:
+    """The pairs that were given, else pairs of the round's completions."""
+    if context.settings.pairs is not None:
+        rows = read_rows(context.result("pairs").path(PAIRS_FILE))
+        return [Pair(row["prompt_id"], row["messages"], row["category"], row["first"], row["second"]) for row in rows]
+    return choose_pairs(
+        read_rows(context.result(stage_name("sample", round_number)).path(COMPLETIONS_FILE)),
+        per_prompt=context.settings.sampling.pairs_per_prompt,
+        seed=derive_seed("pairs", context.settings.seed, round_number),
+    )
+
+
 def _inputs(context: RunContext, constitution: Constitution, *, round_number: int) -> dict[str, Any]:
-    return {
-        "completions": context.result(stage_name("sample", round_number)).outputs[COMPLETIONS_FILE],
+    settings = context.settings
+    asked = {
         "constitution": constitution.sha256,
         "judge": judge_identity(context),
-        "template": context.settings.judge_template,
-        "pairs_per_prompt": context.settings.sampling.pairs_per_prompt,
-        "pairs_per_request": context.settings.judging.pairs_per_request,
-        "seed": context.settings.seed,
+        "template": settings.judge_template,
+        "pairs_per_request": settings.judging.pairs_per_request,
+    }
+    if settings.pairs is not None:
+        return asked | {"pairs": context.result("pairs").outputs[PAIRS_FILE]}
+    return asked | {
+        "completions": context.result(stage_name("sample", round_number)).outputs[COMPLETIONS_FILE],
+        "pairs_per_prompt": settings.sampling.pairs_per_prompt,
+        "seed": settings.seed,
     }
 
 

@@ -37,10 +37,14 @@ Work = Callable[[Path, str, Part], dict[str, Any]]
 
 
 def num_parts(context: RunContext) -> int:
-    """Into how many parts sampling and judging are cut: never more than there are requests for completions."""
-    sizes = context.settings.sampling
-    num_prompts = min(sizes.num_prompts, context.result("prompts").values["num_train"])
-    return max(1, min(context.settings.num_shards, -(-num_prompts // sizes.prompts_per_request)))
+    """Into how many parts the run's work is cut: never more than there are requests for completions, or for labels."""
+    settings = context.settings
+    if settings.pipeline == "judge-benchmark":
+        num_items, per_request = context.result("pairs").values["num_pairs"], settings.judging.pairs_per_request
+    else:
+        num_items = min(settings.sampling.num_prompts, context.result("prompts").values["num_train"])
+        per_request = settings.sampling.prompts_per_request
+    return max(1, min(settings.num_shards, -(-num_items // per_request)))
 
 
 def part_name(stage: str, part: Part) -> str:
@@ -49,10 +53,9 @@ def part_name(stage: str, part: Part) -> str:
 
 
 def run_part(
-    context: RunContext, stage: str, work: Work, *, file: str, inputs: Mapping[str, Any], number: int
+    context: RunContext, stage: str, work: Work, *, file: str, inputs: Mapping[str, Any], part: Part
 ) -> StageResult:
     """What one part left; the only part is the stage itself."""
-    part = Part(number, num_parts(context))
     name = part_name(stage, part)
     return context.run_stage(
         name,
@@ -68,11 +71,11 @@ def gather_parts(
     *,
     file: str,
     inputs: Mapping[str, Any],
+    total: int,
     values: Callable[[list[Mapping[str, Any]]], dict[str, Any]],
     after: Callable[[Path], None] = lambda path: None,
 ) -> StageResult:
     """The stage put together from its parts, as if it had been done in one; `values` makes its values from theirs."""
-    total = num_parts(context)
     if total == 1:
         return context.result(stage)
 

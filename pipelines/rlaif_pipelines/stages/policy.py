@@ -36,6 +36,8 @@ def trained_policy(context: RunContext, *, round_number: int) -> PolicyVersion:
 
 def training_stage(context: RunContext, *, round_number: int) -> str:
     """The stage whose policy is evaluated after that round."""
+    if context.settings.pipeline == "evaluate-only":
+        return "adopt"
     return "sft" if context.settings.constitutional_stage == "only" else stage_name("train", round_number)
 
 

@@ -10,12 +10,13 @@ from typing import Any, Final
 
 from rlaif.core.errors import InvalidInputError, SettingsError
 from rlaif.runtime.artifacts import folder_digest
-from rlaif.runtime.store import fetch_model, is_remote, local_folder
+from rlaif.runtime.store import is_remote, local_folder
 from rlaif_pipelines.context import RUN_FILE, RunContext, StageOutput, StageResult, now, read_json, write_json
 from rlaif_pipelines.mounts import complete_services, hand_on_secrets
 from rlaif_pipelines.parameters import services_from, settings_from
 from rlaif_pipelines.settings import RunSettings, ServiceAddresses, make_settings
 from rlaif_pipelines.stages.constitution import load_constitution
+from rlaif_pipelines.stages.model_folder import model_folder
 from rlaif_pipelines.stages.served import check_sampler, served_judge
 
 RUN_SCHEMA: Final = 1
@@ -53,9 +54,7 @@ def prepare(context: RunContext) -> StageResult:
     """Digests of the models and the constitution, in the result and in run.json."""
     settings = context.settings
     constitution = load_constitution(settings.constitution)
-    policy_uri, policy_folder = _policy(settings.policy_uri)
-    policy_digest = folder_digest(policy_folder)
-    check_sampler(context, policy_digest=policy_digest)
+    policy_uri, policy_digest = _policy(context) if settings.pipeline != "judge-benchmark" else (None, "")
     judge = served_judge(context, constitution, judge_digest=_digest(settings.judge_uri))
     evaluator_digest = _evaluator_digest(settings, judge_digest=judge["digest"])
     values = {
@@ -121,29 +120,13 @@ def _evaluator_digest(settings: RunSettings, *, judge_digest: str) -> str:
     return found
 
 
-def _policy(uri: str) -> tuple[str, Path]:
-    """What stages call the base policy, and its folder, because training starts from files."""
-    if is_remote(uri):
-        return uri, fetch_model(uri)  # each machine fetches its own
-    folder = _policy_folder(uri)
-    return str(folder), folder
-
-
-def _policy_folder(uri: str) -> Path:
-    """The folder of a path or hub id; the files of a hub id are fetched once."""
-    if Path(uri).is_dir():
-        return Path(uri).absolute()
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(uri, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InvalidInputError(
-            f"policy {uri!r} is neither a model folder nor a Hugging Face id that can be fetched: {reason}",
-            field="policy",
-        ) from error
+def _policy(context: RunContext) -> tuple[str, str]:
+    """What stages call the base policy, and its digest, which is that of the sampler's."""
+    name = context.settings.policy
+    folder = model_folder(name, field="policy")
+    digest = folder_digest(folder)
+    check_sampler(context, policy_digest=digest)
+    return name if is_remote(name) else str(folder), digest
 
 
 def _digest(uri: str) -> str:

@@ -17,7 +17,20 @@ from rlaif_pipelines.stages.parts import num_parts
 
 ROUND_STAGES: Final = ("sample", "judge", "gate", "reward_model", "train", "evaluate")
 """Stages that every round repeats."""
-STAGES: Final = ("prepare", "prompts", "baseline", "revise", "revision_gate", "sft", *ROUND_STAGES, "report")
+STAGES: Final = (
+    "prepare",
+    "prompts",
+    "pairs",
+    "baseline",
+    "adopt",
+    "revise",
+    "revision_gate",
+    "sft",
+    *ROUND_STAGES,
+    "promote",
+    "benchmark",
+    "report",
+)
 
 EXIT_FAILED: Final = 1
 EXIT_WRONG_INPUT: Final = 2

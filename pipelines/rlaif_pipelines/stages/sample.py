@@ -10,7 +10,7 @@ from typing import Any
 
 from rlaif_pipelines.context import RunContext, StageResult, read_rows, stage_name, write_rows
 from rlaif_pipelines.stages.completions import COMPLETIONS_FILE, derive_seed, sample_rows
-from rlaif_pipelines.stages.parts import Part, gather_parts, run_part
+from rlaif_pipelines.stages.parts import Part, gather_parts, num_parts, run_part
 from rlaif_pipelines.stages.policy import PolicyVersion, starting_policy
 from rlaif_pipelines.stages.prompts import PROMPTS_FILE
 
@@ -47,7 +47,7 @@ def sample(context: RunContext, *, round_number: int = 1, part: int = 1) -> Stag
         work,
         file=COMPLETIONS_FILE,
         inputs=_inputs(context, start),
-        number=part,
+        part=Part(part, num_parts(context)),
     )
 
 
@@ -63,6 +63,7 @@ def gather_sample(context: RunContext, *, round_number: int = 1) -> StageResult:
         stage_name("sample", round_number),
         file=COMPLETIONS_FILE,
         inputs=_inputs(context, start),
+        total=num_parts(context),
         values=values,
     )
 

@@ -11,7 +11,7 @@ from rlaif.cli import exits
 from rlaif.cli.display import Display
 from rlaif.cli.memory import PeakMemory
 from rlaif.cli.processes import Child, ProcessFamily, death_of, last_words
-from rlaif.cli.progress import JsonTail, RunProgress
+from rlaif.cli.progress import JsonTail, RunProgress, is_part
 from rlaif.core.errors import InvalidInputError, RlaifError
 from rlaif_pipelines.context import kind_of_training
 
@@ -78,7 +78,8 @@ class _Follower:
     def read(self) -> None:
         for event in self._events.read():
             stage = self._progress.apply_event(event)
-            self._display.event(stage, event["state"])
+            # Of a part only the counts are news: its stage begins once, and ends when its parts are put together.
+            self._display.event(stage, "progress" if is_part(event["stage"]) else event["state"])
             if event["state"] == "failed" and self.failed is None:
                 self.failed = event
         for row in self._new_metrics():

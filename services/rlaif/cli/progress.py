@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from rlaif_pipelines.settings import ConstitutionalStage
+from rlaif_pipelines.settings import ConstitutionalStage, PipelineName
 
 _BARS: Final = "▁▂▃▄▅▆▇█"
+_SMALLER: Final[Mapping[str, Sequence[str]]] = {
+    "label-only": ("prompts", "sample", "judge", "gate"),
+    "evaluate-only": ("prompts", "baseline", "adopt", "evaluate", "promote"),
+    "judge-benchmark": ("pairs", "judge", "benchmark"),
+}
+_PART: Final = re.compile(r"(?P<stage>.+)\.part-(?P<part>\d+-of-\d+)")
 
 
 class JsonTail:
@@ -50,6 +57,8 @@ class StageProgress:
     ended: float | None = None
     first_progress: tuple[float, int] | None = None
     latest_progress: tuple[float, int] | None = None
+    parts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """(done, total) of each part, where the stage is worked on in parts."""
 
     @property
     def rate(self) -> float | None:
@@ -98,11 +107,16 @@ class RunProgress:
 
     def apply_event(self, event: Mapping[str, Any]) -> StageProgress:
         """The stage as it is after the event."""
+        part = _PART.fullmatch(event["stage"])
+        if part is not None:
+            return self._apply_part(part["stage"], part["part"], event)
         stage = self.stages.setdefault(event["stage"], StageProgress(event["stage"]))
         time = datetime.fromisoformat(event["time"]).timestamp()
         state = event["state"]
         stage.message = event.get("message") or stage.message
-        if state == "started":
+        if state == "started" and stage.parts:
+            stage.state = "running"  # its parts are put together
+        elif state == "started":
             self.stages[stage.name] = stage = StageProgress(stage.name, state="running", started=time)
         elif state == "progress":
             stage.state = "running"
@@ -111,6 +125,19 @@ class RunProgress:
         else:
             stage.state = {"finished": "done", "skipped": "skipped"}.get(state, state)
             stage.ended = time if stage.started is not None else None
+        return stage
+
+    def _apply_part(self, name: str, part: str, event: Mapping[str, Any]) -> StageProgress:
+        """A part makes its stage run, and counts in it; finished the stage is when its parts are put together."""
+        stage = self.stages.setdefault(name, StageProgress(name))
+        time = _timestamp(event["time"])
+        if stage.state != "running":
+            self.stages[name] = stage = StageProgress(name, state="running", started=time)
+        if event.get("done") is not None:
+            stage.message = event.get("message") or stage.message
+            stage.parts[part] = (event["done"], event["total"])
+            done, total = (sum(column) for column in zip(*stage.parts.values(), strict=True))
+            stage.count(done, total, time)
         return stage
 
     def apply_metrics(self, row: Mapping[str, Any]) -> None:
@@ -131,19 +158,30 @@ class RunProgress:
         return values[-1] if values else None
 
 
+def is_part(stage: str) -> bool:
+    """Whether an event of that name is of one part of a stage."""
+    return _PART.fullmatch(stage) is not None
+
+
 def planned_stages(
-    *, rounds: int, trains_reward_model: bool, constitutional: ConstitutionalStage = "none"
+    *,
+    rounds: int,
+    trains_reward_model: bool,
+    constitutional: ConstitutionalStage = "none",
+    pipeline: PipelineName = "rlaif",
 ) -> list[str]:
     """Stages of a run in the order in which they happen; later rounds are numbered."""
+    if pipeline != "rlaif":
+        return ["prepare", *_SMALLER[pipeline], "report"]
     names = ["prepare", "prompts", "baseline"]
     if constitutional != "none":
         names += ["revise", "revision_gate", "sft"]
     if constitutional == "only":
-        return [*names, "evaluate", "report"]
+        return [*names, "evaluate", "promote", "report"]
     for number in range(1, rounds + 1):
         each = ["sample", "judge", "gate", *(["reward_model"] if trains_reward_model else []), "train", "evaluate"]
         names += each if number == 1 else [f"{name}-{number}" for name in each]
-    return [*names, "report"]
+    return [*names, "promote", "report"]
 
 
 def sparkline(values: Sequence[float], *, width: int) -> str:

@@ -74,6 +74,7 @@ def _run_locked(checked: CheckedRun, *, options: RunOptions, continued: bool) ->
             rounds=settings.rounds,
             trains_reward_model=settings.trains_reward_model,
             constitutional=settings.constitutional_stage,
+            pipeline=settings.pipeline,
         )
     )
     create_run(settings, ServiceAddresses())
