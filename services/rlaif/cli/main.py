@@ -9,23 +9,28 @@ from typing import Any, NoReturn
 
 import typer
 
-from rlaif.cli import compile as compile_verb
 from rlaif.cli import (
+    cancel,
     constitution,
     down,
     exits,
     judge,
     labels,
     ledger,
+    logs,
     playground,
     report,
     reward,
     run,
+    runs,
+    schedule,
     serve,
     status,
+    submit,
     token,
     up,
 )
+from rlaif.cli import compile as compile_verb
 from rlaif.core.errors import RlaifError
 
 _UsageError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -49,6 +54,11 @@ app.command("status", epilog=status.EPILOG)(status.status)
 app.command("down", epilog=down.EPILOG)(down.down)
 app.command("serve", epilog=serve.EPILOG)(serve.serve)
 app.command("compile", epilog=compile_verb.EPILOG)(compile_verb.compile_)
+app.command("submit", epilog=submit.EPILOG)(submit.submit)
+app.command("logs", epilog=logs.EPILOG)(logs.logs)
+app.command("cancel", epilog=cancel.EPILOG)(cancel.cancel)
+app.add_typer(runs.app, name="runs")
+app.add_typer(schedule.app, name="schedule")
 app.add_typer(constitution.app, name="constitution")
 app.add_typer(judge.app, name="judge")
 app.add_typer(labels.app, name="labels")

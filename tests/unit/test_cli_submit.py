@@ -1,0 +1,260 @@
+"""`rlaif submit`, `runs`, `logs`, `cancel` and `schedule` as their user meets them, against an API on loopback."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kfp_api
+from kfp_api import Answer, PipelinesApi, Snapshot
+from rlaif.cli import main
+from rlaif_pipelines.flow import compile_pipeline
+from rlaif_pipelines.submission import PipelinesClient, compile_package
+
+RUN_ROOT = "--param=run_root=/rlaif/runs/a"
+QUICK = "--poll=0.1"
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[PipelinesApi]:
+    api = PipelinesApi()
+    with kfp_api.serving(api) as address:
+        monkeypatch.setenv("RLAIF_KFP_HOST", address)
+        yield api
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("compiled") / "label-only.yaml"  # the smallest
+    compile_pipeline(path, name="label-only")
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main.execute(arguments)
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def submitted(api: PipelinesApi, capsys: pytest.CaptureFixture[str], compiled: Path) -> str:
+    assert run(capsys, "submit", "--pipeline", str(compiled), RUN_ROOT)[0] == 0
+    return next(reversed(api.runs))
+
+
+def test_a_run_is_submitted_with_its_parameters_and_its_link_is_printed(
+    api: PipelinesApi, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("judge: /rlaif/models/judge\nsettings: {seed: 3, rl: {steps: 9}}\n")
+    code, out, err = run(capsys, "submit", RUN_ROOT, "--params", str(file), "--set", "rl.kl_beta=0.2", "--rounds", "2")
+    assert (code, err) == (0, "")
+    [created] = api.runs.values()
+    assert created.runtime_config.parameters == {
+        "run_root": "/rlaif/runs/a",
+        "judge": "/rlaif/models/judge",
+        "settings": {"seed": 3, "rl": {"steps": 9, "kl_beta": 0.2}, "rounds": 2},
+    }
+    assert f"run {created.run_id}" in out
+    assert f"/#/runs/details/{created.run_id}" in out
+    [version] = api.versions.values()
+    groups = json.dumps(version.pipeline_spec)
+    assert '"gate-passed-2"' in groups
+    assert '"gate-passed-3"' not in groups
+
+
+def test_the_graph_follows_the_settings(api: PipelinesApi, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "submit", RUN_ROOT, "--set", "constitutional.enabled=true")[0] == 0
+    [version] = api.versions.values()
+    assert '"revisions-passed"' in json.dumps(version.pipeline_spec)
+
+
+def test_another_pipeline_has_another_name(api: PipelinesApi, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "submit", "--pipeline", "label-only", RUN_ROOT)[0] == 0
+    [pipeline] = api.pipelines.values()
+    assert pipeline.display_name == "rlaif-label-only"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--param=run_rot=/a"], "there is no run_rot; did you mean run_root?"),
+        ([RUN_ROOT, "--param=steps=two"], "steps = 'two': must be a whole number"),
+        ([RUN_ROOT, "--param=judge"], "--param judge: must be NAME=VALUE"),
+        ([RUN_ROOT, "--set=rl.steps=0"], "rl.steps = 0: input should be greater than or equal to 1"),
+        ([RUN_ROOT, "--set=out=/b"], "settings.out: is the parameter run_root"),
+        ([RUN_ROOT, "--param=services.jugde=a:1"], "services: there is no jugde; did you mean judge?"),
+        ([RUN_ROOT, "--param=steps=3", "--set=rl.steps=4"], "give one of them"),
+        ([RUN_ROOT, "--rounds=2", "--set=rounds=3"], "settings.rounds is 3: give one of them"),
+        ([RUN_ROOT, "--params=nowhere.yaml"], "--params nowhere.yaml: cannot be read"),
+        ([], "missing: run_root"),
+        (["--pipeline=labelonly"], "did you mean label-only?"),
+        (["--pipeline=nowhere.yaml"], "--pipeline nowhere.yaml: cannot be read"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_nothing_is_sent(
+    api: PipelinesApi, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "submit", *arguments)
+    assert (code, out, api.requests) == (2, "", [])
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, 1), (403, 1), (404, 2), (503, 1)])
+def test_refusals_of_the_api_are_one_sentence_with_an_exit_code(
+    api: PipelinesApi, status: int, code: int, compiled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.fault = lambda method, _path: Answer(status, b"") if method == "POST" else None
+    found = run(capsys, "submit", "--pipeline", str(compiled), RUN_ROOT)
+    assert found[0] == code
+    assert f"{status}" in found[2]
+    assert len(found[2].splitlines()) == 1
+
+
+def test_waiting_tells_each_change_once_and_ends_well(
+    api: PipelinesApi, compiled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    states: list[dict[str, str]] = [
+        {},
+        {"prepare": "RUNNING"},
+        {"prepare": "RUNNING"},
+        {"prepare": "SUCCEEDED", "label": "RUNNING"},
+    ]
+    api.script = [*(Snapshot("RUNNING", tasks) for tasks in states), Snapshot("SUCCEEDED", {"label": "SUCCEEDED"})]
+    code, out, _ = run(capsys, "submit", "--pipeline", str(compiled), RUN_ROOT, "--wait", QUICK)
+    assert code == 0
+    changes = [re.sub(r"^\S+\s+", "", line).split() for line in out.splitlines()[2:]]
+    assert changes == [
+        ["run", "running"],
+        ["prepare", "running"],
+        ["prepare", "succeeded", "in", "42.0", "s"],
+        ["label", "running"],
+        ["label", "succeeded", "in", "42.0", "s"],
+        ["run", "succeeded"],
+        [*next(iter(api.runs)).split(), "succeeded"],
+    ]
+
+
+def test_waiting_on_a_failure_names_the_task_and_what_its_log_ends_with(
+    api: PipelinesApi, compiled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.script = [Snapshot("FAILED", {"prepare": "SUCCEEDED", "label": "FAILED"})]
+    api.logs["rlaif-x7k2p-system-container-impl-1006"] = (
+        "Traceback (most recent call last):\n  File ...\n"
+        "rlaif.core.errors.UnavailableError: the judge is not reached\n"
+        "I0301 09:00:01.1 1 launcher_v2.go:151] publish success.\nF0301 09:00:01.2 main.go:49] exit status 1\n"
+    )
+    code, _, err = run(capsys, "submit", "--pipeline", str(compiled), RUN_ROOT, "--wait", QUICK)
+    assert code == 1
+    run_id = next(iter(api.runs))
+    assert err == (
+        "rlaif: task label failed: rlaif.core.errors.UnavailableError: the judge is not reached (whole log: rlaif logs "
+        f"{run_id} label)\n"
+    )
+
+
+def test_a_run_that_a_gate_stopped_and_one_that_was_cancelled_have_their_own_exit_codes(
+    api: PipelinesApi, compiled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = next(key for key, title in compile_package().titles.items() if title == "gate-passed-1")
+    api.script = [Snapshot("SUCCEEDED", {"quality-gate": "SUCCEEDED"}, skipped_groups=[gate])]
+    code, out, _ = run(capsys, "submit", RUN_ROOT, "--wait", QUICK)
+    assert (code, "stopped by gate-passed-1" in out) == (3, True)
+    api.script = [Snapshot("CANCELED", {})]
+    code, _, err = run(capsys, "submit", "--pipeline", str(compiled), RUN_ROOT, "--wait", QUICK)
+    assert (code, "was cancelled" in err) == (1, True)
+
+
+def test_interrupted_waiting_leaves_the_run_and_says_how_to_come_back(
+    api: PipelinesApi, compiled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Iterator[Any]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(PipelinesClient, "follow", interrupted)
+    code, _, err = run(capsys, "submit", "--pipeline", str(compiled), RUN_ROOT, "--wait")
+    [run_id] = api.runs
+    assert code == 130
+    assert f"`rlaif runs show {run_id} --wait`" in err
+    assert f"`rlaif cancel {run_id}`" in err
+    assert api.runs[run_id].state == "PENDING"
+
+
+def test_runs_are_listed_shown_and_cancelled(
+    api: PipelinesApi, compiled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "runs", "list")[1] == "no runs\n"
+    api.script = [Snapshot("RUNNING", {"label": "RUNNING"})]
+    ids = [submitted(api, capsys, compiled) for _ in range(2)]
+    code, out, _ = run(capsys, "runs", "list", "--limit", "1")
+    assert (code, ids[1] in out, ids[0] in out, "more: --page" in out) == (0, True, False, True)
+    page = out.split("--page ")[1].strip()
+    assert ids[0] in run(capsys, "runs", "list", "--limit", "1", "--page", page)[1]
+    assert [each["run_id"] for each in json.loads(run(capsys, "runs", "list", "--json")[1])["runs"]] == ids[::-1]
+    shown = run(capsys, "runs", "show", ids[0])[1]
+    assert re.search(r"label\s+running", shown)
+    assert run(capsys, "cancel", ids[0])[0] == 0
+    code, _, err = run(capsys, "runs", "show", ids[0], "--wait", QUICK)
+    assert (code, "was cancelled" in err) == (1, True)
+    code, _, err = run(capsys, "cancel", ids[0])
+    assert (code, "has ended already: canceled" in err) == (1, True)
+    code, _, err = run(capsys, "runs", "show", "nope")
+    assert (code, "there is no run nope" in err) == (2, True)
+
+
+def test_logs_of_all_tasks_of_one_and_as_they_grow(
+    api: PipelinesApi, compiled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    growing = Snapshot("RUNNING", {"prepare": "SUCCEEDED", "label": "RUNNING"})
+    api.script = [growing, growing, growing, Snapshot("SUCCEEDED", {"prepare": "SUCCEEDED", "label": "SUCCEEDED"})]
+    run_id = submitted(api, capsys, compiled)
+    api.logs["rlaif-x7k2p-system-container-impl-1003"] = "prepared\n"
+    label = "rlaif-x7k2p-system-container-impl-1006"
+    api.logs[label] = "one\n"
+    code, out, _ = run(capsys, "logs", run_id)
+    assert (code, out) == (0, "==> prepare (succeeded) <==\nprepared\n==> label (running) <==\none\n")
+    code, _, err = run(capsys, "logs", run_id, "labl")
+    assert (code, "has no task labl; did you mean label?" in err) == (2, True)
+
+    def grow(method: str, path: str) -> None:
+        if path.endswith("/log"):
+            api.logs[label] += "more\n" if api.logs[label].count("more") < 2 else ""
+
+    api.fault = grow  # type: ignore[assignment]
+    code, out, _ = run(capsys, "logs", run_id, "label", "--follow", QUICK)
+    assert (code, out) == (0, "one\nmore\nmore\n")
+    api.fault = lambda _method, _path: None
+    api.logs.clear()
+    code, _, err = run(capsys, "logs", run_id, "label", "--no-kubernetes")
+    assert (code, "no log of task label" in err) == (2, True)
+
+
+def test_schedules_are_kept_by_commands(api: PipelinesApi, compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    create = ["schedule", "create", "nightly", "--pipeline", str(compiled), RUN_ROOT]
+    assert "give --cron or --every" in run(capsys, *create)[2]
+    assert api.requests == []
+    code, out, _ = run(capsys, *create, "--cron", "0 3 * * *")
+    [schedule_id] = api.schedules
+    assert (code, out) == (0, f"schedule {schedule_id} (nightly): 0 0 3 * * *\n")
+    assert run(capsys, "schedule", "pause", schedule_id)[0] == 0
+    assert re.search(rf"{schedule_id}\s+nightly\s+0 0 3 \* \* \*\s+paused", run(capsys, "schedule", "list")[1])
+    assert run(capsys, "schedule", "resume", schedule_id)[0] == 0
+    assert run(capsys, "schedule", "delete", schedule_id)[0] == 0
+    assert run(capsys, "schedule", "list")[1] == "no schedules\n"
+    assert run(capsys, "schedule", "delete", schedule_id)[0] == 2
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["submit", "runs list", "runs show", "logs", "cancel", "schedule create", "schedule list", "schedule pause"],
+)
+def test_every_verb_tells_how_to_reach_kubeflow_pipelines(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, *verb.split(), "--help")
+    assert code == 0
+    assert all(option in out for option in ("--host", "--namespace", "--token-file", "--header-file", "--ca-file"))
