@@ -71,10 +71,16 @@ def pod_specs(manifests: list[Manifest] | tuple[Manifest, ...]) -> dict[str, dic
     """Pod templates (metadata and spec) by "Kind/name" of what makes them."""
     found = {}
     for each in manifests:
-        if each["kind"] == "Pod":
-            found[f"Pod/{each['metadata']['name']}"] = {"metadata": each["metadata"], "spec": each["spec"]}
-        elif each["kind"] in ("Deployment", "StatefulSet", "Job"):
-            found[f"{each['kind']}/{each['metadata']['name']}"] = each["spec"]["template"]
+        kind, name, spec = each["kind"], each["metadata"]["name"], each.get("spec")
+        if kind == "Pod":
+            found[f"{kind}/{name}"] = {"metadata": each["metadata"], "spec": spec}
+        elif kind in ("Deployment", "StatefulSet", "Job"):
+            found[f"{kind}/{name}"] = spec["template"]
+        elif kind == "CronJob":
+            found[f"{kind}/{name}"] = spec["jobTemplate"]["spec"]["template"]
+        elif kind == "TrainingRuntime":
+            (job,) = spec["template"]["spec"]["replicatedJobs"]
+            found[f"{kind}/{name}"] = {"metadata": {"labels": {}}, **job["template"]["spec"]["template"]}
     return found
 
 

@@ -86,7 +86,20 @@ VARIATIONS: Final[Mapping[str, tuple[str, Values]]] = {
             "networkPolicy.storePorts": [443, 9000],
         },
     ),
-    "object storage alone": ("trial-cpu", {"artifacts.root": "gs://models/rlaif", "runs.enabled": False}),
+    "object storage alone": (
+        "trial-cpu",
+        {"artifacts.root": "gs://models/rlaif", "runs.enabled": False, "loop.enabled": False},
+    ),
+    "a loop every night": (
+        "production",
+        {
+            "loop": {
+                "enabled": True,
+                "schedule": "0 2 * * *",
+                "settings": {"prompts": "/rlaif/prompts.jsonl", "jobs": {"num_nodes": 2, "pod": {"gpus": 8}}},
+            }
+        },
+    ),
     "volumes that are there": (
         "single-gpu",
         {"runs.existingClaim": "shared", "modelCache.existingClaim": "cache", "modelCache.maxBytes": 500_000_000_000},

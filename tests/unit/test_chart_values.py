@@ -170,6 +170,38 @@ def test_the_services_take_the_settings_that_the_chart_writes(
     assert read >= {"sampler", "judge", "reward", "oversight"}
 
 
+@pytest.mark.parametrize("variation", ["trial-cpu", "a constitution of one's own", "a loop every night"])
+def test_a_run_takes_the_settings_that_the_chart_writes(variation: str, tmp_path: Path) -> None:
+    from rlaif_pipelines.__main__ import LoopSettings
+    from rlaif_pipelines.settings import make_settings
+
+    path = tmp_path / "loop.yaml"
+    path.write_text(of_kind(rendered(variation), "ConfigMap")["rlaif-loop"]["data"]["loop.yaml"])
+    loop = load_settings(LoopSettings, path, ["run_root=/rlaif/runs/first"])
+    settings = make_settings({**loop.settings, "out": loop.run_root})
+    assert (
+        settings.policy_name
+        == yaml.safe_load(of_kind(rendered(variation), "ConfigMap")["rlaif-sampler"]["data"]["sampler.yaml"])["policy"]
+    )
+    accounts = of_kind(rendered(variation), "ServiceAccount")
+    claims = of_kind(rendered(variation), "PersistentVolumeClaim")
+    assert settings.jobs.pod.service_account in accounts
+    assert settings.jobs.pod.volume_claim in claims
+
+
+def test_a_loop_shows_its_trainings_what_it_was_given_itself() -> None:
+    text = of_kind(rendered("a loop every night"), "ConfigMap")["rlaif-loop"]["data"]["loop.yaml"]
+    loop = yaml.safe_load(text)
+    pod = loop["settings"]["jobs"]["pod"]
+    assert (pod["image"], pod["gpus"]) == ("ghcr.io/kube-rlaif/rlaif-trainer:0.1.0-gpu", 8)
+    assert pod["secret_environment"]["RLAIF_TOKEN"] == "rlaif-client-token/token"
+    assert pod["secret_files"] == {"/etc/rlaif/tls": "rlaif-tls"}
+    assert loop["services"]["tls_ca_path"] == "/etc/rlaif/tls/ca.crt"
+    (container,) = pod_specs(rendered("a loop every night"))["CronJob/rlaif-loop"]["spec"]["containers"]
+    assert {"name": "tls", "mountPath": "/etc/rlaif/tls", "readOnly": True} in container["volumeMounts"]
+    assert "RLAIF_TOKEN" in [variable["name"] for variable in container["env"]]
+
+
 def test_numbers_and_nulls_reach_the_services_as_they_are() -> None:
     found = of_kind(rendered("every setting"), "ConfigMap")
     sampler = yaml.safe_load(found["rlaif-sampler"]["data"]["sampler.yaml"])
@@ -242,6 +274,17 @@ def test_graphics_cards_are_asked_for_by_the_name_that_the_cluster_has() -> None
     assert container["resources"]["limits"]["amd.com/gpu"] == container["resources"]["requests"]["amd.com/gpu"] == 4
     assert pod["runtimeClassName"] == "rocm"
     assert {"name": "shm", "mountPath": "/dev/shm"} in container["volumeMounts"]
+
+
+def test_prometheus_is_told_how_metrics_are_guarded() -> None:
+    (endpoint,) = of_kind(rendered("production"), "ServiceMonitor")["rlaif-judge"]["spec"]["endpoints"]
+    judge = yaml.safe_load(of_kind(rendered("production"), "ConfigMap")["rlaif-judge"]["data"]["judge.yaml"])
+    assert (judge["listen"]["metrics_tls"], judge["listen"]["metrics_token"]) == (True, True)
+    assert endpoint["scheme"] == "https"
+    assert endpoint["tlsConfig"]["serverName"] == "rlaif-judge"
+    assert endpoint["authorization"] == {"credentials": {"name": "rlaif-metrics-token", "key": "token"}}
+    (plain,) = of_kind(rendered("monitored"), "ServiceMonitor")["rlaif-judge"]["spec"]["endpoints"]
+    assert plain == {"port": "metrics", "path": "/metrics", "interval": "10s"}
 
 
 def test_secrets_go_only_to_pods_that_use_them() -> None:

@@ -139,7 +139,18 @@ spec:
   selector:
     matchLabels: {{- include "rlaif.selectorLabels" . | nindent 6 }}
   endpoints:
-    - {port: metrics, path: /metrics, interval: {{ .root.Values.monitoring.serviceMonitor.interval }}}
+    - port: metrics
+      path: /metrics
+      interval: {{ .root.Values.monitoring.serviceMonitor.interval }}
+      {{- if .root.Values.monitoring.metricsTls }}
+      scheme: https
+      tlsConfig:
+        serverName: {{ include "rlaif.componentName" . }}
+        ca: {secret: {name: {{ .root.Values.tls.existingSecret }}, key: ca.crt}}
+      {{- end }}
+      {{- with .root.Values.monitoring.metricsTokenSecret }}
+      authorization: {credentials: {name: {{ . }}, key: token}}
+      {{- end }}
 {{- end }}
 
 {{/* All of it, for one service. */}}

@@ -105,10 +105,6 @@ spec:
             - {name: metrics, containerPort: 9090}
           env:
             - {name: HOME, value: /var/lib/rlaif}
-            - {name: TOKENIZERS_PARALLELISM, value: "false"}
-            - {name: MALLOC_ARENA_MAX, value: "2"}
-            # Threads that wait sleep soon: several pods share a node's cores.
-            - {name: OMP_WAIT_POLICY, value: PASSIVE}
             - name: OMP_NUM_THREADS
               valueFrom: {resourceFieldRef: {containerName: {{ .component }}, resource: limits.cpu}}
             {{- with .env }}

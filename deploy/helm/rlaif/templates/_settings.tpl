@@ -7,6 +7,12 @@ metrics_address: 0.0.0.0:9090
 health_address: 0.0.0.0:50052
 drain_seconds: {{ .drainSeconds }}
 log_level: {{ .root.Values.logLevel }}
+{{- if .root.Values.monitoring.metricsTls }}
+metrics_tls: true
+{{- end }}
+{{- if .root.Values.monitoring.metricsTokenSecret }}
+metrics_token: true
+{{- end }}
 {{- with .root.Values.tls }}
 {{- if .enabled }}
 tls:

@@ -13,6 +13,7 @@
 {{- $found = concat $found (include "rlaif.validatePods" . | fromJsonArray) }}
 {{- $found = concat $found (include "rlaif.validateJudges" . | fromJsonArray) }}
 {{- $found = concat $found (include "rlaif.validateStorage" . | fromJsonArray) }}
+{{- $found = concat $found (include "rlaif.validateLoop" . | fromJsonArray) }}
 {{- $found = concat $found (include "rlaif.validateAccess" . | fromJsonArray) }}
 {{- if $found }}
 {{- fail (printf "\n  - %s" (join "\n  - " $found)) }}
@@ -129,6 +130,25 @@
 {{- toJson $found }}
 {{- end }}
 
+{{/* (root) → what the loop lacks. */}}
+{{- define "rlaif.validateLoop" -}}
+{{- $found := list }}
+{{- if .Values.loop.enabled }}
+{{- if not .Values.runs.enabled }}
+{{- $found = append $found "loop.enabled needs runs.enabled: run folders lie on that volume" }}
+{{- end }}
+{{- if not (or .Values.training.enabled (eq (dig "jobs" "launcher" "" .Values.loop.settings) "local")) }}
+{{- $found = append $found "loop.enabled needs training.enabled: it starts trainings as jobs" }}
+{{- end }}
+{{- range list "run_root" "out" }}
+{{- if hasKey $.Values.loop.settings . }}
+{{- $found = append $found (printf "loop.settings.%s: each job has a folder of its own name, /rlaif/runs/<job>; leave it out" .) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toJson $found }}
+{{- end }}
+
 {{/* (root) → what is wrong with certificates and tokens. */}}
 {{- define "rlaif.validateAccess" -}}
 {{- $found := list }}
@@ -140,8 +160,14 @@
 {{- if and .Values.tls.clientCertificates (not .Values.tls.enabled) }}
 {{- $found = append $found "tls.clientCertificates needs tls.enabled" }}
 {{- end }}
+{{- if and .Values.monitoring.metricsTls (not .Values.tls.enabled) }}
+{{- $found = append $found "monitoring.metricsTls needs tls.enabled: metrics are shown with the services' certificate" }}
+{{- end }}
+{{- if and .Values.monitoring.metricsTokenSecret (not .Values.tokens.existingSecret) }}
+{{- $found = append $found "monitoring.metricsTokenSecret needs tokens.existingSecret: services know no token without it" }}
+{{- end }}
 {{- if and .Values.tokens.existingSecret (not .Values.tokens.clientSecret) }}
-{{- $found = append $found "tokens.existingSecret makes every service ask for a token, and judge and reward would have none: set tokens.clientSecret to a Secret whose key token is one of those listed, with the role caller" }}
+{{- $found = append $found "tokens.existingSecret makes every service ask for a token, and judge and reward would have none: set tokens.clientSecret to a Secret whose key token is one of those listed, with the role trainer" }}
 {{- else if and .Values.tokens.clientSecret (not .Values.tokens.existingSecret) }}
 {{- $found = append $found "tokens.clientSecret is a token that no service would ask for: set tokens.existingSecret too" }}
 {{- end }}
