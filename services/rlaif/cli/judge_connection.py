@@ -14,6 +14,7 @@ from rlaif.cli.addresses import announce_path, module_of, read_announcement
 from rlaif.cli.inputs import PLAYGROUND, find_constitution, shipped_constitutions
 from rlaif.cli.judge_texts import check_text
 from rlaif.cli.processes import ProcessFamily, child_environment, num_cores
+from rlaif.cli.remote import remote_settings
 from rlaif.cli.services import start_judge
 from rlaif.cli.status import is_service
 from rlaif.client.judge import JudgeClient, Rules
@@ -140,8 +141,9 @@ def audited(
 
 
 def _client(where: Where, address: str) -> JudgeClient:
+    settings = remote_settings if where.address else ClientSettings
     return JudgeClient(
-        ClientSettings(
+        settings(
             target=address,
             tls_ca_path=where.tls_ca,
             token_path=where.token_file,

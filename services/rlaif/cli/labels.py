@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlaif.cli.ledger import DEFAULT_FOLDER, Folder, Target, open_ledger, oversight_address
+from rlaif.cli.ledger import DEFAULT_FOLDER, Folder, Target, open_ledger, oversight_settings
 
 if TYPE_CHECKING:
     from rlaif.cli.labels_calibrate import Fitted
@@ -67,9 +67,8 @@ def quality(
 
     from rlaif.cli.labels_display import quality_json, quality_page
     from rlaif.client.review import ReviewClient
-    from rlaif.runtime.settings import ClientSettings
 
-    with oversight_address(folder, target) as address, ReviewClient(ClientSettings(target=address)) as reviews:
+    with oversight_settings(folder, target) as settings, ReviewClient(settings) as reviews:
         report = reviews.label_quality(
             constitution=_constitution(constitution),
             judge_digest=judge,

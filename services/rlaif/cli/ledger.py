@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from rlaif.client.ledger import LedgerClient
+    from rlaif.runtime.settings import ClientSettings
 
 app = typer.Typer(no_args_is_help=True, help="Read the append-only ledger of labels and decisions.")
 
@@ -79,29 +80,30 @@ def export(
 
 
 @contextmanager
-def oversight_address(folder: Path, target: str) -> Iterator[str]:
-    """Address of the service at `target`, of the one that runs from `folder`, or of one started for this call."""
+def oversight_settings(folder: Path, target: str) -> Iterator[ClientSettings]:
+    """How to reach the service at `target`, the one that runs from `folder`, or one started for this call."""
     from rlaif.cli.addresses import announce_path, read_announcement
+    from rlaif.cli.remote import remote_settings
     from rlaif.cli.status import is_service
+    from rlaif.runtime.settings import ClientSettings
 
     if target:
-        yield target
+        yield remote_settings(target)
         return
     announcement = read_announcement(announce_path(folder, "oversight"))
     if announcement and is_service(announcement):
-        yield announcement.address
+        yield ClientSettings(target=announcement.address)
         return
     with _temporary_oversight(folder) as address:
-        yield address
+        yield ClientSettings(target=address)
 
 
 @contextmanager
 def open_ledger(folder: Path, target: str) -> Iterator[LedgerClient]:
     """A client of the ledger at `target`, of the one that runs from `folder`, or of one started for this call."""
     from rlaif.client.ledger import LedgerClient
-    from rlaif.runtime.settings import ClientSettings
 
-    with oversight_address(folder, target) as address, LedgerClient(ClientSettings(target=address)) as ledger:
+    with oversight_settings(folder, target) as settings, LedgerClient(settings) as ledger:
         yield ledger
 
 

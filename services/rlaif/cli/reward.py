@@ -92,11 +92,13 @@ def _client(
     address: str, state: Path, tls_ca: Path | None, token_file: Path | None, timeout_seconds: float
 ) -> Iterator[RewardClient]:
     from rlaif.cli.addresses import announce_path, read_announcement
+    from rlaif.cli.remote import remote_settings
     from rlaif.cli.status import is_service
     from rlaif.client.reward import RewardClient
     from rlaif.core.errors import InvalidInputError
     from rlaif.runtime.settings import ClientSettings
 
+    connect = remote_settings if address else ClientSettings
     if not address:
         announcement = read_announcement(announce_path(state, "reward"))
         if announcement is None or not is_service(announcement):
@@ -104,9 +106,7 @@ def _client(
                 f"no reward service runs from {state}: start one with `rlaif up`, or give --address", field="--address"
             )
         address = announcement.address
-    settings = ClientSettings(
-        target=address, tls_ca_path=tls_ca, token_path=token_file, timeout_seconds=timeout_seconds
-    )
+    settings = connect(target=address, tls_ca_path=tls_ca, token_path=token_file, timeout_seconds=timeout_seconds)
     with RewardClient(settings) as client:
         yield client
 
