@@ -8,25 +8,25 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from ledger_fixtures import serving_ledger
 from rlaif.client import JudgeClient
 from rlaif.client.channel import wait_serving
 from rlaif.client.judge_aio import AsyncJudgeClient
+from rlaif.client.judge_values import Verdict
 from rlaif.runtime.settings import ClientSettings
 from tls_fixtures import until
 
-NULL = (str(Path(__file__).parents[1] / "bench" / "null_judge.py"),)
-PLAYGROUND = ("-m", "rlaif.judge")
+# The judge as it is, but for the model: its engine answers at once.
+PROGRAM = Path(__file__).parents[1] / "bench" / "null_judge.py"
 CONSTITUTION = "constitutions/playground"
 QUESTION = "How do I bake bread?"
 
@@ -35,7 +35,6 @@ QUESTION = "How do I bake bread?"
 class Replica:
     """One judge process; its address stays the same when it is restarted."""
 
-    program: Sequence[str]
     config: Path
     address: str
     process: Process = field(init=False)
@@ -43,7 +42,7 @@ class Replica:
     async def start(self) -> None:
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *self.program,
+            str(PROGRAM),
             "--config",
             str(self.config),
             env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -65,7 +64,7 @@ class Replica:
 
 
 @asynccontextmanager
-async def replicas(program: Sequence[str], folder: Path, *, num: int, **settings: Any) -> AsyncIterator[list[Replica]]:
+async def replicas(folder: Path, *, num: int, **settings: Any) -> AsyncIterator[list[Replica]]:
     addresses = [f"127.0.0.1:{port}" for port in free_ports(num)]
     running: list[Replica] = []
     try:
@@ -73,7 +72,7 @@ async def replicas(program: Sequence[str], folder: Path, *, num: int, **settings
             config = folder / f"judge-{number}.yaml"
             listen = {"address": address, "metrics_address": None}
             config.write_text(yaml.safe_dump({"listen": listen, **settings}))
-            running.append(Replica(program, config, address))
+            running.append(Replica(config, address))
             await running[-1].start()
         for replica in running:
             await replica.is_serving()
@@ -85,12 +84,7 @@ async def replicas(program: Sequence[str], folder: Path, *, num: int, **settings
                 await replica.process.wait()
 
 
-@pytest.mark.parametrize(
-    "program", [pytest.param(NULL, id="no model"), pytest.param(PLAYGROUND, id="playground", marks=pytest.mark.slow)]
-)
-async def test_restarting_judges_in_turn_under_load_fails_no_call_and_labels_nothing_twice(
-    program: Sequence[str], tmp_path: Path
-) -> None:
+async def test_restarting_judges_in_turn_under_load_fails_no_call_and_labels_nothing_twice(tmp_path: Path) -> None:
     async with serving_ledger(f"sqlite:///{tmp_path}/ledger.sqlite") as ledger:
         settings = {
             "model": "playground",
@@ -100,21 +94,22 @@ async def test_restarting_judges_in_turn_under_load_fails_no_call_and_labels_not
             # Calls are in flight for a while, as they are with a model.
             "queue": {"max_delay_milliseconds": 100},
         }
-        async with replicas(program, tmp_path, num=2, **settings) as judges:
+        async with replicas(tmp_path, num=2, **settings) as judges:
             client = ClientSettings(target=f"ipv4:{','.join(judge.address for judge in judges)}", timeout_seconds=30)
-            going, numbers, asked = True, count(), {"awaited": 0, "blocking": 0}
+            going, numbers = True, count()
+            answered: dict[str, list[Verdict]] = {"awaited": [], "blocking": []}
 
             async def call_on(judge: AsyncJudgeClient) -> None:
                 while going:
-                    verdict = await judge.compare(CONSTITUTION, QUESTION, first=f"So {next(numbers)}.", second="No.")
-                    assert not verdict.recorded_before
-                    asked["awaited"] += 1
+                    answered["awaited"].append(
+                        await judge.compare(CONSTITUTION, QUESTION, first=f"So {next(numbers)}.", second="No.")
+                    )
 
             def call_on_blocking(judge: JudgeClient) -> None:
                 while going:
-                    verdict = judge.compare(CONSTITUTION, QUESTION, first=f"So {next(numbers)}.", second="No.")
-                    assert not verdict.recorded_before
-                    asked["blocking"] += 1
+                    answered["blocking"].append(
+                        judge.compare(CONSTITUTION, QUESTION, first=f"So {next(numbers)}.", second="No.")
+                    )
 
             async with AsyncJudgeClient(client) as awaited:
                 with JudgeClient(client) as blocking:
@@ -122,18 +117,24 @@ async def test_restarting_judges_in_turn_under_load_fails_no_call_and_labels_not
                     calling += [asyncio.create_task(asyncio.to_thread(call_on_blocking, blocking)) for _ in range(2)]
 
                     async def go_on() -> None:
-                        before = dict(asked)
-                        await until(lambda: all(asked[name] >= before[name] + 20 for name in asked), while_=calling)
+                        before = {name: len(verdicts) for name, verdicts in answered.items()}
+                        await until(
+                            lambda: all(len(answered[name]) >= before[name] + 20 for name in before), while_=calling
+                        )
 
-                    await go_on()
-                    for judge in judges:
-                        assert await judge.restart() == 0
+                    try:
                         await go_on()
-                    going = False
-                    await asyncio.gather(*calling)
+                        for judge in judges:
+                            assert await judge.restart() == 0
+                            await go_on()
+                    finally:
+                        going = False
+                        await asyncio.gather(*calling)
         report = await ledger.verify()
         assert not report.broken_at
-        assert report.num_labels == sum(asked.values()) == next(numbers)
+        verdicts = [*answered["awaited"], *answered["blocking"]]
+        assert report.num_labels == len(verdicts) == next(numbers)
+        assert not any(verdict.recorded_before for verdict in verdicts)
 
 
 def free_ports(num: int) -> list[int]:

@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from rlaif.client.channel import open_aio_channel, open_channel
+from rlaif.client.channel import open_aio_channel
 from rlaif.core.errors import ForbiddenError, SettingsError, UnauthenticatedError
 from rlaif.runtime.roles import METHOD_ROLES, Role
 from rlaif.runtime.server import serving
@@ -33,6 +33,7 @@ from rlaif.v1 import (
 )
 from rlaif.v1 import sampler_service_pb2 as pb
 from tls_fixtures import Authority, MountedSecret, until
+from toy_load import calling_on
 from toy_service import ToySampler, toy_service
 
 SERVICES = [
@@ -274,43 +275,21 @@ async def test_tokens_replaced_under_load_drop_no_call_and_a_revoked_one_ends(
     client_side.write(token=b"old-token\n")
     async with guarded(tmp_path, tokens_path=server_side["tokens_yaml"]) as service, asyncio.timeout(60):
         client = ClientSettings(target=service.address, token_path=client_side["token"], timeout_seconds=20)
-        going, answers = True, {"blocking": 0, "awaited": 0}
-
-        async def call_on() -> None:
-            async with open_aio_channel(client) as channel:
-                stub = sampler_service_pb2_grpc.SamplerServiceStub(channel)
-                while going:
-                    assert await actor(stub) == "token:bob"
-                    answers["awaited"] += 1
-
-        def call_on_blocking() -> None:
-            with open_channel(client) as channel:
-                stub = sampler_service_pb2_grpc.SamplerServiceStub(channel)
-                while going:
-                    stub.GetPolicy(pb.GetPolicyRequest())
-                    answers["blocking"] += 1
-
-        calling = [asyncio.create_task(call_on()), asyncio.create_task(asyncio.to_thread(call_on_blocking))]
 
         async def list_tokens(*listed: dict[str, Any]) -> None:
             num_reloads = _reloads()
             server_side.write(tokens_yaml=yaml.safe_dump(list(listed)).encode())
             await until(lambda: _reloads() > num_reloads)
 
-        async def go_on() -> None:
-            num_answers = dict(answers)
-            await until(lambda: all(answers[name] >= num_answers[name] + 50 for name in answers), while_=calling)
-
-        await go_on()
-        await list_tokens(old, new)
-        await go_on()
-        client_side.write(token=b"new-token\n")
-        await go_on()
-        await list_tokens(new)
-        await go_on()
-        assert (await refusal(actor(service.stub, bearer("old-token"))))[1] == "TOKEN_UNKNOWN"
-        going = False
-        await asyncio.gather(*calling)
+        async with calling_on(client, actor="token:bob") as go_on:
+            await go_on()
+            await list_tokens(old, new)
+            await go_on()
+            client_side.write(token=b"new-token\n")
+            await go_on()
+            await list_tokens(new)
+            await go_on()
+            assert (await refusal(actor(service.stub, bearer("old-token"))))[1] == "TOKEN_UNKNOWN"
         await list_tokens()
         assert (await refusal(actor(service.stub, bearer("new-token"))))[1] == "TOKEN_UNKNOWN"
 
