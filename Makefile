@@ -26,7 +26,7 @@ VLLM_TESTS := tests/unit/test_engine_conformance.py tests/unit/test_engine_loadi
 VLLM_RUNS := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && grep -qsw avx512f /proc/cpuinfo && echo yes)
 PROTOS := $(wildcard proto/rlaif/v1/*.proto)
 
-.PHONY: help install install-dev install-vllm run test test-fast test-slow test-vllm lint format chart-test chart-schema proto proto-check images-test bench bench-loop bench-judge bench-engines bench-train golden playground clean
+.PHONY: help install install-dev install-vllm run test test-fast test-slow test-vllm lint format chart-test chart-schema proto proto-check images-test bench bench-loop bench-judge bench-engines bench-train golden monitoring playground clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -126,6 +126,9 @@ bench-train: $(DEV_STAMP)  ## Steps of a reward model, DPO and GRPO against TRL'
 
 golden: $(DEV_STAMP)  ## Compile the pipelines anew into tests/golden; look at the difference
 	for name in rlaif label-only evaluate-only judge-benchmark; do $(BIN)/rlaif compile --pipeline $$name -o tests/golden/$$name.yaml; done
+
+monitoring: $(DEV_STAMP)  ## Generate the chart's dashboards and rules from deploy/monitoring
+	PYTHONPATH=deploy $(BIN)/python -m monitoring $(ARGS)
 
 playground: $(RUN_STAMP)  ## Rebuild the playground's models from nothing into build/playground
 	$(BIN)/rlaif playground build --out build/playground $(ARGS)

@@ -110,7 +110,12 @@ VARIATIONS: Final[Mapping[str, tuple[str, Values]]] = {
     "nobody monitors": ("trial-cpu", {"networkPolicy.monitoring": []}),
     "monitored": (
         "trial-cpu",
-        {"monitoring.serviceMonitor": {"enabled": True, "interval": "10s"}, "monitoring.podMonitor.enabled": True},
+        {
+            "monitoring.serviceMonitor": {"enabled": True, "interval": "10s"},
+            "monitoring.podMonitor.enabled": True,
+            "monitoring.rules.enabled": True,
+            "monitoring.dashboards.enabled": True,
+        },
     ),
     "a registry of one's own": (
         "trial-cpu",

@@ -284,6 +284,7 @@ def test_prometheus_is_told_how_metrics_are_guarded() -> None:
     assert endpoint["tlsConfig"]["serverName"] == "rlaif-judge"
     assert endpoint["authorization"] == {"credentials": {"name": "rlaif-metrics-token", "key": "token"}}
     (plain,) = of_kind(rendered("monitored"), "ServiceMonitor")["rlaif-judge"]["spec"]["endpoints"]
+    assert plain.pop("relabelings") == [{"targetLabel": "job", "replacement": "rlaif-judge"}]
     assert plain == {"port": "metrics", "path": "/metrics", "interval": "10s"}
 
 

@@ -88,7 +88,8 @@ def test_prometheus_reads_the_last_step(unused_tcp_port: int) -> None:
     assert text.count("rlaif_training_part_seconds{") == 2
     # Twenty reasons are told apart, whatever a reward service says.
     assert text.count("rlaif_training_dropped_total{") == 21
-    assert 'rlaif_training_dropped_total{reason="other",stage="rl"} 83.0' in text
+    assert 'rlaif_training_dropped_total{reason="too_long",stage="rl"} 0.0' in text
+    assert 'rlaif_training_dropped_total{reason="other",stage="rl"} 85.0' in text
     assert 'rlaif_training_loss{stage="rl"}' not in text
 
 

@@ -43,6 +43,8 @@ GAUGES: Final = {
 """Figure of a step to the gauge `rlaif_training_{name}` and what it says."""
 _PARTS: Final = ("step", "sample", "reward", "held_out", "train", "publish", "wait")
 _DROPPED: Final = re.compile(r"[A-Za-z][A-Za-z_]{0,40}")
+_REASONS: Final = ("ABSTAINED", "NOT_FINITE", "TOO_LONG")
+"""Told from the start, so that the first is a rise."""
 _MAX_REASONS = 20
 
 
@@ -68,12 +70,14 @@ class Prometheus:
             metrics.part_seconds.labels(stage, part).set(seconds)
         for guard, used in (line.get("guards_used") or {}).items():
             metrics.guards_used.labels(stage, guard).set(used)
+            metrics.guards.labels(stage, guard)
         for firing in line.get("guards") or ():
             metrics.guards.labels(stage, firing["guard"]).inc()
         metrics.samples.labels(stage).inc(line.get("num_sequences") or 0)
         metrics.skipped.labels(stage).inc(bool(line.get("skipped")))
-        for reason, count in (line.get("dropped") or {}).items():
-            metrics.dropped.labels(stage, self._reasons(reason).lower()).inc(count)
+        if "dropped" in line:
+            for reason, count in (dict.fromkeys(_REASONS, 0) | line["dropped"]).items():
+                metrics.dropped.labels(stage, self._reasons(reason).lower()).inc(count)
 
 
 def _parts(seconds: Any) -> dict[str, float]:

@@ -142,6 +142,8 @@ spec:
     - port: metrics
       path: /metrics
       interval: {{ .root.Values.monitoring.serviceMonitor.interval }}
+      # Rules and dashboards know services by this, whatever the release is called.
+      relabelings: [{targetLabel: job, replacement: rlaif-{{ .component }}}]
       {{- if .root.Values.monitoring.metricsTls }}
       scheme: https
       tlsConfig:

@@ -1,0 +1,39 @@
+"""Where good ends: the limits that alerts fire at, and that panels turn red at."""
+
+from __future__ import annotations
+
+from typing import Final
+
+QUEUE_USED: Final = 0.8
+"""Share of a queue's places in use."""
+CALLS_REFUSED: Final = 0.01
+"""Share of calls refused because a queue was full."""
+POLICY_BEHIND_SECONDS: Final = 180
+"""A replica stops taking calls after its `sync_deadline_seconds`, 300 unless set: this is told before."""
+REWARDS_FAILED: Final = 0.1
+"""Share of rewards that are no number."""
+ABSTENTIONS: Final = 0.2
+"""Share of labels without a verdict."""
+INCONSISTENT: Final = 0.35
+"""Share of comparisons that depend on the order of presentation; the gate's own limit."""
+INCONSISTENT_RISE: Final = 1.5
+"""Times what it was over the window of label quality, from INCONSISTENT_LEAST on."""
+INCONSISTENT_LEAST: Final = 0.1
+INJECTIONS: Final = 0.05
+"""Share of labels on responses that address the judge."""
+HUMAN_AGREEMENT: Final = 0.65
+"""What the upper end of the interval of agreement with people must reach; arXiv 2309.00267 reports .69 to .78."""
+HUMAN_AGREEMENT_IN_SLICE: Final = 0.6
+"""The same in a slice, where the interval is wide."""
+LONGER_PREFERRED: Final = 0.7
+"""Share of comparisons won by the longer response that the lower end of the interval may not pass."""
+GUARD_USED: Final = 0.9
+"""Share of a guard's limit."""
+SAMPLES_DROPPED: Final = 0.25
+"""Share of completions that a training could not train on."""
+CERTIFICATE_DAYS: Final = 14
+"""Days that a certificate has left when somebody should look."""
+CERTIFICATE_LAST_DAYS: Final = 2
+"""Days when somebody is woken."""
+TRAINING_STALLED_STEPS: Final = 10
+"""Times the last step's duration without another step."""
