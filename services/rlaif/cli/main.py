@@ -18,6 +18,7 @@ from rlaif.cli import (
     labels,
     ledger,
     logs,
+    plan,
     playground,
     report,
     reward,
@@ -54,6 +55,7 @@ app.command("status", epilog=status.EPILOG)(status.status)
 app.command("down", epilog=down.EPILOG)(down.down)
 app.command("serve", epilog=serve.EPILOG)(serve.serve)
 app.command("compile", epilog=compile_verb.EPILOG)(compile_verb.compile_)
+app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("submit", epilog=submit.EPILOG)(submit.submit)
 app.command("logs", epilog=logs.EPILOG)(logs.logs)
 app.command("cancel", epilog=cancel.EPILOG)(cancel.cancel)
