@@ -1,40 +1,32 @@
-"""A Kubeflow Pipelines API on loopback: a real HTTP server whose requests and answers are kfp_server_api's own models.
+"""A Kubeflow Pipelines API whose requests and answers are kfp_server_api's own models.
 
 It checks what it is sent as the API does: unknown fields and query parameters, names taken twice, parameters that the
-uploaded pipeline does not define. `python tests/kfp_api.py --port 8888` serves one to try commands by hand.
+uploaded pipeline does not define. `kfp_server` serves it.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import itertools
 import json
 import re
-import ssl
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from email.message import Message
-from email.parser import BytesParser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from datetime import datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote
 
 import kfp_server_api as kfp
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-START = datetime(2026, 3, 1, 9, 0, 0, tzinfo=UTC)
-NEVER = datetime(1, 1, 1, tzinfo=UTC)
-WORKFLOW = "rlaif-x7k2p"
+from kfp_workflow import DONE, NEVER, START, Snapshot, task_details
+
 _PAGING = {"page_token", "page_size", "sort_by", "filter", "namespace"}
-_CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 503: 14}
 _CLIENT = kfp.ApiClient()
 
 
@@ -65,23 +57,6 @@ class Request:
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: Any
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A run at one time: its state, and its tasks' states in the order in which they begin."""
-
-    state: str
-    tasks: Mapping[str, str]
-    error: str = ""
-    skipped_groups: Sequence[str] = ()
-    cached: Sequence[str] = ()
-    shards: Mapping[str, int] = field(default_factory=dict)
-    attempts: Mapping[str, int] = field(default_factory=dict)
-    failed_drivers: Sequence[str] = ()
-
-
-DONE = Snapshot("SUCCEEDED", {"prepare": "SUCCEEDED", "load-prompts": "SUCCEEDED", "label": "SUCCEEDED"})
 
 
 class PipelinesApi:
@@ -325,82 +300,15 @@ _ROUTES: tuple[tuple[str, str, Callable[..., Any]], ...] = (
 )
 
 
-def task_details(snapshot: Snapshot, *, names_pods: bool = True) -> list[Any]:
-    """The nodes of the Argo workflow that Kubeflow Pipelines 2 tells of: driver, task and executor of each task."""
-    numbers = itertools.count(1001)
-    details = [
-        _node(WORKFLOW, snapshot.state, pod=WORKFLOW, children=[f"{WORKFLOW}-1"]),
-        _node("root", snapshot.state, pod=f"{WORKFLOW}-root-1"),
-        _node("root-driver", "SUCCEEDED", pod=f"{WORKFLOW}-system-dag-driver-2"),
-    ]
-    for group in snapshot.skipped_groups:
-        details.append(_node(group, "SKIPPED", pod=f"{WORKFLOW}-comp-{group}-{next(numbers)}"))
-    for position, (name, state) in enumerate(snapshot.tasks.items()):
-        for _ in range(snapshot.shards.get(name, 1)):
-            details += _nodes_of(name, state, snapshot, numbers=numbers, began=START + timedelta(minutes=position))
-    if not names_pods:
-        for detail in details:
-            detail.pod_name = None
-    return details
-
-
-def _nodes_of(name: str, state: str, snapshot: Snapshot, *, numbers: Iterator[int], began: datetime) -> list[Any]:
-    """A task's driver, the task, its executor and, where it may be tried again, the attempts below that."""
-    driver_pod = f"{WORKFLOW}-system-container-driver-{next(numbers)}"
-    whole_pod = f"{WORKFLOW}-system-container-executor-{next(numbers)}"
-    if name in snapshot.failed_drivers:
-        driver = _node(f"{name}-driver", "FAILED", pod=driver_pod, began=began)
-        driver.error = kfp.GoogleRpcStatus(code=2, message="the driver found no such claim")
-        return [driver, _node(name, state, pod=whole_pod, began=began)]
-    driver = _node(f"{name}-driver", "PENDING" if state == "PENDING" else "SUCCEEDED", pod=driver_pod, began=began)
-    if state in ("PENDING", "SKIPPED"):
-        return [driver, _node(name, state, pod=whole_pod, began=began)]
-    number = next(numbers)
-    whole = _node(name, state, pod=whole_pod, began=began, children=[f"{WORKFLOW}-{number}"])
-    executor_state = "SKIPPED" if name in snapshot.cached else state
-    tries = [next(numbers) for _ in range(snapshot.attempts.get(name, 0))]
-    kind = "retry-system-container-impl" if tries else "system-container-impl"
-    executor = _node(
-        "executor",
-        executor_state,
-        pod=f"{WORKFLOW}-{kind}-{number}",
-        began=began,
-        children=[f"{WORKFLOW}-{each}" for each in tries],
-    )
-    attempts = [
-        _node(f"executor({index})", "FAILED", pod=f"{WORKFLOW}-{kind}-{each}", began=began)
-        for index, each in enumerate(tries)
-    ]
-    if attempts:
-        attempts[-1].state = state
-    return [driver, whole, executor, *attempts]
-
-
-def pod_of(api: PipelinesApi, run_id: str, task: str) -> str:
-    """Name of the pod of a task, as the latest snapshot has it."""
-    details = task_details(api._latest[run_id])
-    position = next(index for index, detail in enumerate(details) if detail.display_name == task)
-    return str(details[position + 1].pod_name)
-
-
-def _node(name: str, state: str, *, pod: str, began: datetime = START, children: Sequence[str] = ()) -> Any:
-    ended = began + timedelta(seconds=42) if state in ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED") else NEVER
-    return kfp.V2beta1PipelineTaskDetail(
-        task_id=str(uuid.uuid4()),
-        display_name=name,
-        state=state,
-        create_time=began,
-        start_time=began if state != "PENDING" else NEVER,
-        end_time=ended,
-        pod_name=pod,
-        child_tasks=[kfp.PipelineTaskDetailChildTask(pod_name=child) for child in children],
-    )
+def plain(answer: Any) -> Any:
+    """A model as plain values."""
+    return _CLIENT.sanitize_for_serialization(answer)
 
 
 def _model(body: Any, kind: str) -> Any:
     """The body as a model; unknown fields are refused, at any depth that models have."""
     model = _CLIENT.deserialize(SimpleNamespace(data=json.dumps(body)), kind)
-    for name in _unknown(body, _CLIENT.sanitize_for_serialization(model)):
+    for name in _unknown(body, plain(model)):
         raise RefusedError(400, f"unknown field {name!r}")
     return model
 
@@ -448,107 +356,3 @@ def _get(known: Mapping[str, Any], key: str, what: str) -> Any:
     if key not in known:
         raise RefusedError(404, f"ResourceNotFoundError: {what} {key} not found")
     return known[key]
-
-
-@contextmanager
-def serving(api: PipelinesApi, *, port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """The API's address for as long as the block runs."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        wbufsize = -1  # head and body in one packet
-
-        def do_GET(self) -> None:
-            self._serve()
-
-        def do_POST(self) -> None:
-            self._serve()
-
-        def do_DELETE(self) -> None:
-            self._serve()
-
-        def log_request(self, *_: Any) -> None:
-            pass
-
-        def _serve(self) -> None:
-            parts = urlsplit(self.path)
-            data = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            answer = api.fault(self.command, parts.path)
-            if answer is None:
-                answer = self._answer(parts.path, dict(parse_qsl(parts.query)), data)
-            self.send_response(answer.status)
-            self.send_header("Content-Type", answer.content_type)
-            self.send_header("Content-Length", str(len(answer.body)))
-            for name, value in answer.headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(answer.body)
-
-        def _answer(self, path: str, query: Mapping[str, str], data: bytes) -> Answer:
-            try:
-                body = _body(self.headers, data)
-                found = api.answer(
-                    Request(
-                        self.command, path, query, {name.title(): value for name, value in self.headers.items()}, body
-                    )
-                )
-            except RefusedError as refused:
-                text = {"code": _CODES.get(refused.status, 2), "message": refused.message, "details": []}
-                return Answer(refused.status, json.dumps(text).encode())
-            if isinstance(found, Answer):
-                return found
-            return Answer(200, json.dumps(_CLIENT.sanitize_for_serialization(found)).encode())
-
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign] # clients that leave
-    if tls is not None:
-        server.socket = tls.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def _body(headers: Message, data: bytes) -> Any:
-    kind = headers.get("Content-Type", "")
-    if kind.startswith("multipart/form-data"):
-        message = BytesParser().parsebytes(f"Content-Type: {kind}\r\n\r\n".encode() + data)
-        return {
-            part.get_param("name", header="content-disposition"): part.get_payload(decode=True)
-            for part in message.get_payload()  # type: ignore[union-attr]
-        }
-    return json.loads(data) if data else None
-
-
-def main() -> None:
-    """Serve one until interrupted, whose runs take a few looks."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--port", type=int, default=8888)
-    parser.add_argument("--token", default="")
-    parser.add_argument("--end", default="SUCCEEDED", choices=["SUCCEEDED", "FAILED", "never"])
-    options = parser.parse_args()
-    api = PipelinesApi(token=options.token)
-    names = ("prepare", "load-prompts", "sample-baseline", "sample", "label", "quality-gate")
-    script = [
-        Snapshot("RUNNING", {**dict.fromkeys(names[:number], "SUCCEEDED"), names[number]: "RUNNING"})
-        for number in range(len(names))
-    ]
-    if options.end == "SUCCEEDED":
-        script.append(Snapshot("SUCCEEDED", dict.fromkeys(names, "SUCCEEDED")))
-    elif options.end == "FAILED":
-        tasks = dict.fromkeys(names[:4], "SUCCEEDED") | {"label": "FAILED"}
-        script = [*script[:5], Snapshot("FAILED", tasks)]
-        for number in range(1001, 1100):
-            api.logs[f"{WORKFLOW}-system-container-impl-{number}"] = "Traceback\nUnavailableError: judge is gone\n"
-    api.script = script
-    with serving(api, port=options.port) as address:
-        print(address, flush=True)
-        threading.Event().wait()
-
-
-if __name__ == "__main__":
-    main()

@@ -17,8 +17,9 @@ import pytest
 import trustme
 import yaml
 
-import kfp_api
-from kfp_api import Answer, PipelinesApi, Snapshot
+from kfp_api import Answer, PipelinesApi
+from kfp_server import serving
+from kfp_workflow import Snapshot
 from rlaif.cli import exits
 from rlaif.core.errors import (
     DeadlineError,
@@ -83,7 +84,7 @@ def api() -> PipelinesApi:
 
 @contextmanager
 def connected(api: PipelinesApi, **changes: Any) -> Iterator[PipelinesClient]:
-    with kfp_api.serving(api) as address:
+    with serving(api) as address:
         connection = Connection(host=address, retry_pause_seconds=0.0, timeout_seconds=10.0)
         with PipelinesClient(replace(connection, **changes)) as client:
             yield client
@@ -259,7 +260,7 @@ def test_tls_is_checked_against_the_file_of_certificates(api: PipelinesApi, tmp_
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
-    with kfp_api.serving(api, tls=context) as address:
+    with serving(api, tls=context) as address:
         trusting = find_connection(host=address, ca_file=tmp_path / "ca.pem", environment={})
         with PipelinesClient(trusting) as client:
             assert client.runs().runs == ()
@@ -279,7 +280,7 @@ def test_a_token_is_read_anew_for_each_request_and_headers_go_with_it(api: Pipel
     token, headers = tmp_path / "token", tmp_path / "headers"
     token.write_text("first\n")
     headers.write_text("Cookie: session=abc\n\nX-Team: red\n")
-    with kfp_api.serving(api) as address:
+    with serving(api) as address:
         connection = find_connection(host=address, token_file=token, header_file=headers, environment={})
         with PipelinesClient(connection) as client:
             client.runs()

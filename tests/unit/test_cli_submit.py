@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-import kfp_api
-from kfp_api import Answer, PipelinesApi, Snapshot
+from kfp_api import Answer, PipelinesApi
+from kfp_server import serving
+from kfp_workflow import Snapshot
 from rlaif.cli import main
 from rlaif_pipelines.flow import compile_pipeline
 from rlaif_pipelines.submission import PipelinesClient, compile_package
@@ -23,7 +24,7 @@ QUICK = "--poll=0.1"
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[PipelinesApi]:
     api = PipelinesApi()
-    with kfp_api.serving(api) as address:
+    with serving(api) as address:
         monkeypatch.setenv("RLAIF_KFP_HOST", address)
         yield api
 
