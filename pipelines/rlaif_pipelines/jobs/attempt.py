@@ -45,6 +45,7 @@ class AttemptRun:
         self._pods: dict[str, PodState] = {}
         self._dismissed: set[str] = set()
         self._version = ""
+        self._finished = False
         self._followers: dict[str, LogFollower] = {}
         self._since: dict[str, float] = {}
         self._heard = time.monotonic()
@@ -69,14 +70,22 @@ class AttemptRun:
 
     def _look(self) -> None:
         """Takes in what happened to the pods, until something did or for a short while."""
-        if not self._version:
-            listing = self._cluster.find(PODS, labels=self._launcher.pods(self._attempt.name))
-            seen = {pod["metadata"]["name"]: PodState(pod) for pod in listing.items}
-            gone = {name: PodState(state.pod, gone=True) for name, state in self._pods.items() if name not in seen}
-            self._pods, self._version = gone | seen, listing.version
-            return
+        if self._version and not self._finished:
+            self._watch()
+        else:
+            self._list()
+
+    def _list(self) -> None:
+        listing = self._cluster.find(PODS, labels=self._launcher.pods(self._attempt.name))
+        seen = {pod["metadata"]["name"]: PodState(pod) for pod in listing.items}
+        gone = {name: PodState(state.pod, gone=True) for name, state in self._pods.items() if name not in seen}
+        self._pods, self._version = gone | seen, listing.version
+
+    def _watch(self) -> None:
         selector = self._launcher.pods(self._attempt.name)
-        changes = self._cluster.watch(PODS, labels=selector, version=self._version, seconds=_WINDOW_SECONDS)
+        # When pods have ended, it is the job that will change.
+        seconds = 1 if any(state.ended for state in self._current()) else _WINDOW_SECONDS
+        changes = self._cluster.watch(PODS, labels=selector, version=self._version, seconds=seconds)
         try:
             for event, pod in changes:
                 self._version = pod["metadata"]["resourceVersion"]
@@ -100,6 +109,9 @@ class AttemptRun:
             for condition in job.get("status", {}).get("conditions") or ()
             if condition["status"] == "True"
         }
+        if conditions.keys() & {"Complete", "Failed", "FailureTarget"} and not self._finished:
+            self._finished = True  # the job is ahead of what we know of its pods
+            return False, None
         if "Complete" in conditions:
             return True, None
         failed = conditions.get("Failed") or conditions.get("FailureTarget")
@@ -118,6 +130,8 @@ class AttemptRun:
             return True, self._timeout()
         waited = self._waited("failing")
         if waited < _SETTLE_SECONDS and (fault is None or not all(state.ended for state in self._current())):
+            if self._finished:
+                time.sleep(0.3)
             return False, None
         told = failed or {}
         return True, fault or Failure("ENDED", f"{told.get('reason')}: {told.get('message')}{self._warning()}")
@@ -170,8 +184,9 @@ class AttemptRun:
                 self._followers[state.name].start()
 
     def _finish_logs(self, failure: Failure | None) -> None:
-        for follower in self._followers.values():
-            follower.finish(seconds=_LOG_SECONDS)
+        for name, follower in self._followers.items():
+            # What a pod that still runs writes is of no interest any more.
+            follower.finish(seconds=_LOG_SECONDS if self._pods[name].ended else 0.0)
         if failure is not None and failure.reason != "UNREACHABLE":
             for state in self._pods.values():
                 if state.name not in self._followers and state.started and not state.gone and state.phase == "Failed":

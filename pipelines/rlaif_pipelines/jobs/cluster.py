@@ -76,7 +76,8 @@ class Cluster:
         self.own_namespace = own_namespace
         """That of the pod this runs in; None elsewhere."""
         self._api = api
-        self._patience_seconds = patience_seconds
+        self.patience_seconds = patience_seconds
+        """How long a server that is busy or away is asked again."""
 
     @classmethod
     def connect(cls, *, namespace: str | None = None, context: str | None = None) -> Cluster:
@@ -90,8 +91,9 @@ class Cluster:
                 config.load_incluster_config(client_configuration=configuration)
                 found = own = _NAMESPACE_FILE.read_text(encoding="utf-8").strip()
             else:
-                config.load_kube_config(context=context, client_configuration=configuration)
-                contexts, current = config.list_kube_config_contexts()
+                file = os.environ.get("KUBECONFIG")  # the library reads it when it is imported, and never again
+                config.load_kube_config(file, context=context, client_configuration=configuration)
+                contexts, current = config.list_kube_config_contexts(file)
                 named = current if context is None else next(c for c in contexts if c["name"] == context)
                 found = named["context"].get("namespace", "default")
         except (config.ConfigException, OSError) as error:
@@ -173,7 +175,7 @@ class Cluster:
     def _call(
         self, method: str, path: str, *, query: list[tuple[str, str]] | None = None, body: Object | None = None
     ) -> Object:
-        deadline, pause = time.monotonic() + self._patience_seconds, 0.5
+        deadline, pause = time.monotonic() + self.patience_seconds, 0.5
         while True:
             try:
                 return self._send(method, path, query=query, body=body, response_type="object", timeout=_TIMEOUT)

@@ -32,6 +32,7 @@ def labels(spec: JobSpec, *, attempt: int) -> dict[str, str]:
     """Of a job and of its pods."""
     return {
         "app.kubernetes.io/name": "rlaif",
+        "app.kubernetes.io/part-of": "rlaif",
         "app.kubernetes.io/component": "training",
         "app.kubernetes.io/managed-by": "rlaif-pipelines",
         "rlaif/stage": _value(spec.name),

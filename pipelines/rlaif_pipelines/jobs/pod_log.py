@@ -27,14 +27,15 @@ class RunLog:
 
     def write(self, line: bytes) -> None:
         """Appends the line, and keeps it for who takes `lines`."""
-        self._append(line)
+        self.append(line)
         self.lines.put(line.decode(errors="replace"))
 
     def note(self, sentence: str) -> None:
         """Appends a remark of ours, told apart from what the job printed."""
-        self._append(f"-- {sentence}".encode())
+        self.append(f"-- {sentence}".encode())
 
-    def _append(self, line: bytes) -> None:
+    def append(self, line: bytes) -> None:
+        """Appends the line, for readers of the file alone."""
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, line + b"\n")
@@ -51,33 +52,33 @@ class LogFollower(threading.Thread):
         self._pod = pod
         self._log = log
         self._ended = threading.Event()
-        self._closed = False
+        self._closed = threading.Event()
         self._last = 0
 
     def run(self) -> None:
         """Reads, and after a connection that broke or ran dry reads on from the last line."""
-        while True:
+        while not self._closed.is_set():
             last_time = self._ended.is_set()
             try:
                 self._read(follow=not last_time)
+                if last_time:
+                    return
             except ClusterError as error:
                 if error.status == 404:  # it is gone, and its log with it
                     return
-            if last_time or self._closed:
-                return
-            self._ended.wait(_PAUSE_SECONDS)
+            (self._closed if last_time else self._ended).wait(_PAUSE_SECONDS)
 
     def finish(self, *, seconds: float) -> None:
         """Takes what the pod, which has ended, wrote last; gives up on a node that does not answer for that long."""
         self._ended.set()
         self.join(seconds)
-        self._closed = True
+        self._closed.set()
 
     def _read(self, *, follow: bool) -> None:
         resumed, since = self._last, _second(self._last)
         with self._cluster.log(self._pod, container=CONTAINER, since=since, follow=follow) as lines:
             for line in lines:
-                if self._closed:
+                if self._closed.is_set():
                     return
                 stamp = _STAMP.match(line)
                 if stamp is None:  # a remark of the kubelet's own
@@ -98,7 +99,7 @@ def copy_tail(cluster: Cluster, pod: str, log: RunLog, *, num_lines: int) -> Non
         return
     log.note(f"the end of pod {pod}'s log:")
     for line in tail:
-        log.write(_STAMP.sub(b"", line, count=1))
+        log.append(_STAMP.sub(b"", line, count=1))
 
 
 def _nanoseconds(stamp: re.Match[bytes]) -> int:

@@ -28,10 +28,7 @@ _DISRUPTIONS: Final = {
     "TerminationByKubelet": "was ended by its node",
 }
 _PEER_LOST: Final = re.compile(
-    r"connection (was )?(closed|reset|refused)|broken pipe|socket closed|DistNetworkError|DistStoreError"
-    r"|remote process (has )?(exited|failed)|peer (has )?(exited|is gone)|ncclRemoteError|recvBytes|sendBytes"
-    r"|timed out (waiting|after).*(store|clients|recv|barrier|connecting)",
-    re.IGNORECASE,
+    r"gloo/transport|DistNetworkError|DistStoreError|nccl(Remote|System)Error|Watchdog caught collective operation"
 )
 """What gloo, NCCL and torch's store say when a peer is gone."""
 _PROCESS_KILLED: Final = re.compile(r"Signal 9 \(SIGKILL\)")
@@ -74,7 +71,7 @@ class PodState:
     @property
     def started(self) -> bool:
         """Whether its training runs or has run."""
-        return self.phase in ("Running", "Succeeded", "Failed") and self._container() is not None
+        return "running" in self._state() or "terminated" in self._state()
 
     @property
     def ended(self) -> bool:
@@ -94,14 +91,12 @@ class PodState:
 
     def terminated(self) -> Object | None:
         """How its training's container ended; None while it has not."""
-        container = self._container() or {}
-        found: Object | None = container.get("state", {}).get("terminated")
+        found: Object | None = self._state().get("terminated")
         return found
 
     def waiting(self) -> Object | None:
         """Why its container has not started, as the kubelet says it."""
-        statuses: Sequence[Object] = self.pod.get("status", {}).get("containerStatuses") or ()
-        found: Object | None = next((s["state"]["waiting"] for s in statuses if "waiting" in s.get("state", {})), None)
+        found: Object | None = self._state().get("waiting")
         return found
 
     def condition(self, kind: str) -> Object | None:
@@ -109,12 +104,10 @@ class PodState:
         conditions: Sequence[Object] = self.pod.get("status", {}).get("conditions") or ()
         return next((condition for condition in conditions if condition["type"] == kind), None)
 
-    def _container(self) -> Object | None:
+    def _state(self) -> Object:
+        """waiting, running or terminated; nothing before a kubelet has seen the pod."""
         statuses: Sequence[Object] = self.pod.get("status", {}).get("containerStatuses") or ()
-        found: Object | None = next(
-            (s for s in statuses if s["name"] == CONTAINER and "waiting" not in s["state"]), None
-        )
-        return found
+        return next((status.get("state", {}) for status in statuses if status["name"] == CONTAINER), {})
 
 
 def ending(states: Iterable[PodState]) -> Failure | None:
@@ -153,9 +146,7 @@ def hindrance(state: PodState, events: Sequence[Object]) -> Failure | None:
 def last_warning(events: Sequence[Object]) -> str | None:
     """The newest warning's own words."""
     warnings = [event for event in events if event.get("type") == "Warning"]
-    newest = max(
-        warnings, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""), default={}
-    )
+    newest = max(warnings, key=_event_time, default=None)
     return f"{newest['reason']}: {_one_line(newest['message'])}" if newest else None
 
 

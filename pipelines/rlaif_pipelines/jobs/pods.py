@@ -52,12 +52,13 @@ FIXED_CONTAINER: Final[Object] = {
     "securityContext": {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
         "capabilities": {"drop": ["ALL"]},
     },
 }
 FIXED_MOUNTS: Final = (
     {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - of the pod's own
-    {"name": "cache", "mountPath": "/var/lib/rlaif"},
+    {"name": "state", "mountPath": "/var/lib/rlaif"},
     {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - of the pod's own
 )
 
@@ -66,7 +67,7 @@ def fixed_volumes(*, shared_memory: str) -> list[Object]:
     """Volumes of the pod's own. Without the last, processes would have 64 MB to talk through."""
     return [
         {"name": "tmp", "emptyDir": {}},
-        {"name": "cache", "emptyDir": {}},
+        {"name": "state", "emptyDir": {}},
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shared_memory}},
     ]
 
@@ -85,8 +86,10 @@ def command(spec: JobSpec, settings: JobSettings) -> list[str]:
 def environment(spec: JobSpec, settings: JobSettings) -> list[Object]:
     """Variables of the training's container, but for those that tell torchrun its place."""
     values = {
-        "HOME": "/tmp",  # noqa: S108 - of the pod's own
+        "HOME": "/var/lib/rlaif",
         "PYTHONUNBUFFERED": "1",
+        # Torch counts the node's processors, not the pod's.
+        "OMP_NUM_THREADS": str(max(1, _whole_cpus(settings.pod.cpu) // settings.num_processes)),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",  # training reads folders only
         "RLAIF_CACHE": "/var/lib/rlaif/artifacts",
@@ -156,6 +159,10 @@ def placement(settings: JobSettings) -> Object:
     if pod.image_pull_secrets:
         found["imagePullSecrets"] = [{"name": name} for name in pod.image_pull_secrets]
     return found
+
+
+def _whole_cpus(cpu: str) -> int:
+    return int(cpu[:-1]) // 1000 if cpu.endswith("m") else int(float(cpu))
 
 
 def _check_shared(path: Path, pod: PodSettings) -> None:

@@ -64,7 +64,7 @@ class PodSettings(SettingsModel):
     """When the image is pulled; of a TrainJob the chart decides."""
     image_pull_secrets: tuple[Name, ...] = ()
     """Secrets with the registry's credentials."""
-    cpu: Quantity = "2"
+    cpu: Annotated[str, Field(pattern=r"^([0-9]+(\.[0-9]+)?|[0-9]+m)$")] = "2"
     """Processors, requested and limit at once, so that the pod is the last to be evicted."""
     memory: Quantity = "8Gi"
     """Memory, requested and limit at once; /dev/shm counts."""
