@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from rlaif.core.errors import (
     ConflictError,
     CorruptionError,
@@ -61,6 +63,8 @@ class ToySampler(sampler_service_pb2_grpc.SamplerServiceServicer):  # type: igno
             raise ValueError("the secret is 42")
         if verb == "sleep":
             await asyncio.sleep(float(argument))
+        if verb == "cut" and self.num_calls <= int(argument):
+            await context.abort(grpc.StatusCode.CANCELLED)
         if verb == "down" and self.num_calls <= int(argument.partition(":")[0]):
             raise UnavailableError("the engine is being replaced")
         said = {"trace_id": current_trace_id(), "actor": current_actor(), "remaining": remaining_seconds()}
@@ -91,11 +95,14 @@ def toy_service(
     start: Callable[[], Awaitable[None]] = _nothing,
     name: str = "toy",
     unready: Callable[[], str] | None = None,
+    lost: Callable[[], str] | None = None,
 ) -> Service:
     def register(server: Any) -> None:
         sampler_service_pb2_grpc.add_SamplerServiceServicer_to_server(servicer, server)
 
-    return Service(name=name, grpc_services=(NAME,), register=register, start=start, stop=_nothing, unready=unready)
+    return Service(
+        name=name, grpc_services=(NAME,), register=register, start=start, stop=_nothing, unready=unready, lost=lost
+    )
 
 
 def main(settings: str, start_verb: str) -> int:

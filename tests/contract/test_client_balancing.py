@@ -72,3 +72,17 @@ async def test_a_process_lives_while_it_loads_and_while_it_drains() -> None:
                 assert not stopping.done()
             assert said == ["SERVING", "NOT_SERVING"]
             await asyncio.gather(in_flight, stopping)
+
+
+async def test_a_process_that_is_of_no_more_use_says_so_for_good_and_still_answers() -> None:
+    causes = [""]
+    service = toy_service(ToySampler(), lost=lambda: causes[0])
+    async with serving(service, QUIET) as server, open_aio_channel(ClientSettings(target=server.address)) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = aiter(health.Watch(health_pb2.HealthCheckRequest(service=LIVENESS), timeout=30))
+        assert (await anext(watch)).status == health_pb2.HealthCheckResponse.SERVING
+        causes[0] = "the engine's process is gone"
+        assert (await anext(watch)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        causes[0] = ""
+        assert (await health.Check(health_pb2.HealthCheckRequest(service=LIVENESS))).status != 1
+        assert (await health.Check(health_pb2.HealthCheckRequest(service=NAME))).status == 1

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from rlaif.core.conversation import Message
 
 TokenIds = tuple[int, ...]
 StopReason = Literal["end_of_turn", "stop_sequence", "max_tokens"]
+
+ENGINE_LOST: Final = "ENGINE_LOST"
+"""Reason of an UnavailableError after which the engine never works again in this process."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ class Engine(Protocol):
         """
 
     async def check_health(self) -> None:
-        """Return when the engine works; UnavailableError when it is lost."""
+        """Return when the engine works; UnavailableError when not, with reason ENGINE_LOST when it never will again."""
 
     async def close(self) -> None:
         """Free the model."""

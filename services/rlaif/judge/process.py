@@ -16,6 +16,7 @@ from rlaif.core.errors import SettingsError
 from rlaif.core.template import find_template
 from rlaif.engine.factory import open_engine
 from rlaif.engine.protocol import ChoiceLogprobs, ChoiceRequest, Engine, GenerateRequest, Generation
+from rlaif.engine.watch import EngineWatch
 from rlaif.judge.calibrating import CalibrationKey, load_calibrations
 from rlaif.judge.description import Description
 from rlaif.judge.generation import Decoding, PlanningThread
@@ -53,6 +54,8 @@ def make_service(settings: JudgeSettings) -> Service:
         register=process.register,
         start=process.start,
         stop=process.stop,
+        unready=process.unready,
+        lost=process.lost,
     )
 
 
@@ -61,6 +64,7 @@ class _Process:
 
     def __init__(self, settings: JudgeSettings) -> None:
         self._settings = settings
+        self._watch = EngineWatch()
         self._resources = AsyncExitStack()
         self._servicer = JudgeServicer(_reader(settings))
 
@@ -130,6 +134,15 @@ class _Process:
         )
         _show_queue(metrics, "verdicts", choices, settings.queue)
         _show_queue(metrics, "texts", texts, settings.queue)
+        self._resources.callback(asyncio.create_task(self._watch.run(engine)).cancel)
+
+    def unready(self) -> str:
+        """Why this replica should get no calls, "" when it should."""
+        return self._watch.failure
+
+    def lost(self) -> str:
+        """Why only another process can judge, "" while this one can."""
+        return self._watch.lost
 
     async def stop(self) -> None:
         await self._resources.aclose()

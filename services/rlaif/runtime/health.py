@@ -14,7 +14,7 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 LIVENESS: Final = "liveness"
-"""Name that says SERVING for as long as the process answers at all: while it loads, is behind or drains, too."""
+"""Name that says SERVING for as long as the process is of use: while it loads, is behind or drains, too."""
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated without types
@@ -27,7 +27,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
     def __init__(self, names: Iterable[str]) -> None:
         self._names = {"", LIVENESS, *names}
         self._serving = False
+        self._alive = True
         self._closed = False
+        self._num_watching = 0
         self._changed = asyncio.Condition()
 
     @property
@@ -41,10 +43,17 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
             self._serving = serving and not self._closed
             self._changed.notify_all()
 
-    async def close(self) -> None:
-        """NOT_SERVING for good; Watch streams say so and end."""
+    async def give_up(self) -> None:
+        """LIVENESS says NOT_SERVING for good: whoever runs this process is to start another one."""
+        async with self._changed:
+            self._alive = False
+            self._changed.notify_all()
+
+    async def close(self) -> bool:
+        """NOT_SERVING for good; Watch streams say so and end. Gives whether there are any."""
         self._closed = True
         await self.set_serving(serving=False)
+        return self._num_watching > 0
 
     async def Check(  # noqa: N802 - the contract's name
         self, request: health_pb2.HealthCheckRequest, context: Any
@@ -56,16 +65,20 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
     async def Watch(  # noqa: N802 - the contract's name
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        sent = self._status(request.service)
-        yield health_pb2.HealthCheckResponse(status=sent)
-        while not self._closed:
-            async with self._changed:
-                while not self._has_news(request.service, sent):
-                    await self._changed.wait()
-                status = self._status(request.service)
-            if status != sent:
-                sent = status
-                yield health_pb2.HealthCheckResponse(status=sent)
+        self._num_watching += 1
+        try:
+            sent = self._status(request.service)
+            yield health_pb2.HealthCheckResponse(status=sent)
+            while not self._closed:
+                async with self._changed:
+                    while not self._has_news(request.service, sent):
+                        await self._changed.wait()
+                    status = self._status(request.service)
+                if status != sent:
+                    sent = status
+                    yield health_pb2.HealthCheckResponse(status=sent)
+        finally:
+            self._num_watching -= 1
 
     def _has_news(self, name: str, sent: int) -> bool:
         return self._closed or self._status(name) != sent
@@ -73,4 +86,4 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
     def _status(self, name: str) -> int:
         if name not in self._names:
             return int(_UNKNOWN)
-        return int(_SERVING if self._serving or name == LIVENESS else _NOT_SERVING)
+        return int(_SERVING if (self._alive if name == LIVENESS else self._serving) else _NOT_SERVING)

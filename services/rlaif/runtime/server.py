@@ -33,6 +33,8 @@ _log = EventLogger(__name__)
 
 # Time for the last answers to leave, and for the last calls to begin, once no call is in flight.
 _FLUSH_SECONDS = 0.5
+# When those who watch health are taken to have stopped calling, and how long that is waited for.
+_QUIET_SECONDS, _LAME_SECONDS = 0.1, 2.0
 # How often a service is asked whether it should get calls.
 _READINESS_SECONDS = 1.0
 # Calls at a time on the port for probes, which anyone who reaches it may make.
@@ -55,6 +57,8 @@ class Service:
     """Frees it; also called when `start` failed."""
     unready: Callable[[], str] | None = None
     """Why it should get no calls now, "" when it should; asked each second while it serves. Health says so."""
+    lost: Callable[[], str] | None = None
+    """Why only another process can serve, "" while this one can; asked likewise. Health says it as `liveness`."""
 
 
 def run(service: Service, listen: ListenSettings) -> int:
@@ -99,7 +103,7 @@ class Server:
         self._probed: grpc.aio.Server | None = None
         self._metrics: asyncio.Server | None = None
         self._health = Health(service.grpc_services)
-        self._readiness: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self._reloading: asyncio.Task[None] | None = None
         self._authenticator = Authenticator(listen)
         self._certificates = ServerCertificates(listen.tls) if listen.tls else None
@@ -140,7 +144,9 @@ class Server:
         await self._health.set_serving(serving=True)
         _log.info("serving", address=self.address, metrics_address=self.metrics_address)
         if self._service.unready is not None:
-            self._readiness = asyncio.create_task(self._watch_readiness(self._service.unready))
+            self._watches.append(asyncio.create_task(self._watch_readiness(self._service.unready)))
+        if self._service.lost is not None:
+            self._watches.append(asyncio.create_task(self._watch_loss(self._service.lost)))
 
     async def _watch_readiness(self, unready: Callable[[], str]) -> None:
         """Keeps health at what the service says of itself. Calls that come all the same are still answered."""
@@ -156,11 +162,23 @@ class Server:
                 told = cause
             await asyncio.sleep(_READINESS_SECONDS)
 
+    async def _watch_loss(self, lost: Callable[[], str]) -> None:
+        """Lets health say that this process is of no more use, for whoever can start another one."""
+        while True:
+            if cause := lost():
+                _log.error("service is lost", cause=cause)
+                await self._health.give_up()
+                return
+            await asyncio.sleep(_READINESS_SECONDS)
+
     async def stop(self) -> None:
         """Refuses new calls, lets those in flight finish within the drain time, frees everything."""
-        if self._readiness is not None:
-            self._readiness.cancel()
-        await self._health.close()
+        for watch in self._watches:
+            watch.cancel()
+        has_watchers = await self._health.close()
+        if has_watchers:
+            # They send calls elsewhere once they know. gRPC cuts off what it has not handed over when it is stopped.
+            await self._calls.wait_quiet(_QUIET_SECONDS, at_most=_LAME_SECONDS)
         if self._grpc is not None:
             await self._drain(self._grpc)
         await self._service.stop()

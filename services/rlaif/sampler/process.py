@@ -10,7 +10,7 @@ import grpc
 
 from rlaif.core.errors import RlaifError, SettingsError
 from rlaif.engine.factory import open_engine
-from rlaif.engine.protocol import Engine
+from rlaif.engine.watch import EngineWatch
 from rlaif.runtime.server import Service
 from rlaif.runtime.store import open_store
 from rlaif.sampler.metrics import sampler_metrics
@@ -19,9 +19,6 @@ from rlaif.sampler.queue import SamplingQueue
 from rlaif.sampler.servicer import SamplerParts, SamplerServicer
 from rlaif.sampler.settings import SamplerSettings
 from rlaif.v1 import sampler_service_pb2_grpc
-
-_HEALTH_SECONDS = 5.0
-_HEALTH_DEADLINE_SECONDS = 30.0
 
 
 def make_service(settings: SamplerSettings) -> Service:
@@ -34,6 +31,7 @@ def make_service(settings: SamplerSettings) -> Service:
         start=process.start,
         stop=process.stop,
         unready=process.unready,
+        lost=process.lost,
     )
 
 
@@ -43,7 +41,7 @@ class _Process:
     def __init__(self, settings: SamplerSettings) -> None:
         self._settings = settings
         self._metrics = sampler_metrics()
-        self._engine_failure = ""
+        self._watch = EngineWatch()
         self._resources = AsyncExitStack()
         self._servicer = SamplerServicer(settings.limits, metrics=self._metrics)
 
@@ -85,24 +83,16 @@ class _Process:
         # Without it, requests that need the published version are refused with its number until a later look succeeds.
         with suppress(RlaifError, OSError):
             await sync.look()
-        for watch in (sync.run(poll_seconds=settings.sync_poll_seconds), self._watch_engine(engine)):
+        for watch in (sync.run(poll_seconds=settings.sync_poll_seconds), self._watch.run(engine)):
             self._resources.push_async_callback(_end, asyncio.create_task(watch))
 
     def unready(self) -> str:
         """Why this replica should get no calls, "" when it should."""
-        return self._engine_failure or self._servicer.parts.sync.unready()
+        return self._watch.failure or self._servicer.parts.sync.unready()
 
-    async def _watch_engine(self, engine: Engine) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(_HEALTH_DEADLINE_SECONDS):
-                    await engine.check_health()
-                self._engine_failure = ""
-            except TimeoutError:
-                self._engine_failure = f"the engine has not answered for {_HEALTH_DEADLINE_SECONDS:g} s"
-            except RlaifError as error:
-                self._engine_failure = error.message
-            await asyncio.sleep(_HEALTH_SECONDS)
+    def lost(self) -> str:
+        """Why only another process can sample, "" while this one can."""
+        return self._watch.lost
 
     async def stop(self) -> None:
         await self._resources.aclose()

@@ -23,6 +23,7 @@ from rlaif.engine.hf.rows import RowRules
 from rlaif.engine.hf.scheduler import BatchLimits, DecodeScheduler
 from rlaif.engine.hf.worker import CancelledWorkError, Worker
 from rlaif.engine.protocol import (
+    ENGINE_LOST,
     Capabilities,
     ChoiceLogprobs,
     ChoiceRequest,
@@ -228,7 +229,7 @@ class HfEngine:
         """Returns when the engine works."""
         self._check_open()
         if not self._worker.alive:
-            raise UnavailableError("the engine's thread has died; start the service again")
+            raise UnavailableError("the engine's thread has died; start the service again", reason=ENGINE_LOST)
 
     async def close(self) -> None:
         """Frees the model; calls in flight finish first."""

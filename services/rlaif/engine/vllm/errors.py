@@ -10,6 +10,7 @@ from vllm.exceptions import VLLMClientError, VLLMError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from rlaif.core.errors import InvalidInputError, UnavailableError
+from rlaif.engine.protocol import ENGINE_LOST
 
 
 @contextmanager
@@ -18,7 +19,9 @@ def typed_errors() -> Iterator[None]:
     try:
         yield
     except EngineDeadError as error:
-        raise UnavailableError("vLLM's process is lost; the service has to be started again") from error
+        raise UnavailableError(
+            "vLLM's process is lost; the service has to be started again", reason=ENGINE_LOST
+        ) from error
     except VLLMClientError as error:
         raise InvalidInputError(f"vLLM refuses this request: {first_line(error)}", field="prompts") from error
     except VLLMError as error:
