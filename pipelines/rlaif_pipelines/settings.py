@@ -17,7 +17,7 @@ from rlaif.core.canonical import digest, sha256_hex
 from rlaif.core.errors import SettingsError
 from rlaif.core.quality import GateLimits
 from rlaif.playground.paths import JUDGE_DIR, POLICY_DIR
-from rlaif.runtime.settings import SettingsModel
+from rlaif.runtime.settings import SettingsModel, suggest_key
 from rlaif.runtime.store import ArtifactRoot
 from rlaif_pipelines.jobs.settings import JobSettings
 from rlaif_pipelines.training.config.common import EngineSettings
@@ -466,7 +466,7 @@ def _sentence(location: tuple[int | str, ...], message: str, value: Any) -> str:
         return message
     name = ".".join(str(part) for part in location)
     if message.startswith("Extra inputs"):
-        return f"there is no setting {name!r}"
+        return f"there is no setting {name!r}; {suggest_key(RunSettings, location)}"
     shown = _CREDENTIALS.sub("://…@", repr(value))
     return f"{name} = {shown}: {message[0].lower()}{message[1:]}"
 

@@ -16,7 +16,7 @@ from rlaif_pipelines.settings import RunSettings, make_settings
     [
         ({"sampling": {"num_prompts": 0}}, "sampling.num_prompts = 0: input should be greater than or equal to 1"),
         ({"rewards": "judge"}, "there is no setting 'rewards'"),
-        ({"rl": {"stepz": 3}}, "there is no setting 'rl.stepz'"),
+        ({"rl": {"stepz": 3}}, r"there is no setting 'rl.stepz'; did you mean steps\?"),
         ({"algorithm": "ppo"}, "algorithm = 'ppo': input should be 'grpo', 'dpo' or 'sft'"),
         ({"algorithm": "sft", "rounds": 2}, "algorithm 'sft' is the constitutional stage alone: it has no rounds"),
         ({"constitutional": {"round": 2}}, "there is no setting 'constitutional.round'"),

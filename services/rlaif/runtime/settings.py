@@ -271,11 +271,15 @@ def _explain(model_class: type[BaseModel], problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key} is required"
     if problem["type"] == "extra_forbidden":
-        known = list(_known_keys(model_class, location[:-1]))
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
-        return f"unknown key {key}; {hint}"
+        return f"unknown key {key}; {suggest_key(model_class, location)}"
     return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def suggest_key(model_class: type[BaseModel], location: Sequence[Any]) -> str:
+    """What to write in the place of a key that is not known there: one that is close, else all there are."""
+    known = list(_known_keys(model_class, location[:-1]))
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
 
 
 def _known_keys(model_class: type[BaseModel], location: Sequence[Any]) -> Iterator[str]:
