@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shlex
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def commands(document: str) -> list[list[str]]:
     """The words after `rlaif` of every command that the document shows."""
     shown = "\n".join(snippets(document, "")).replace("\\\n", " ")
     lines = (line.removeprefix("$ ").removeprefix(".venv/bin/") for line in shown.splitlines())
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("rlaif ")]
+    words = (shlex.split(line, comments=True)[1:] for line in lines if line.startswith("rlaif "))
+    return [list(takewhile(lambda word: word not in {"<", ">", ">>", "|"}, line)) for line in words]
 
 
 @pytest.mark.parametrize("document", ["README.md", *sorted(f"docs/{path.name}" for path in DOCUMENTS.glob("*.md"))])

@@ -1,4 +1,4 @@
-"""Channels to our services: deadlines always, retries of UNAVAILABLE only, core errors instead of RpcError."""
+"""Channels to our services: deadlines always, retries of what a server did not do, core errors instead of RpcError."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ _METHODS = {
         "initialBackoff": "0.1s",
         "maxBackoff": "2s",
         "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
+        # A server that stops cuts off with CANCELLED what it had received and not begun.
+        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
     },
 }
 

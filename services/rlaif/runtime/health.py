@@ -51,8 +51,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
 
     async def close(self) -> bool:
         """NOT_SERVING for good; Watch streams say so and end. Gives whether there are any."""
-        self._closed = True
-        await self.set_serving(serving=False)
+        async with self._changed:
+            self._closed, self._serving = True, False
+            self._changed.notify_all()
         return self._num_watching > 0
 
     async def Check(  # noqa: N802 - the contract's name
@@ -66,22 +67,21 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         self._num_watching += 1
+        sent = None
         try:
-            sent = self._status(request.service)
-            yield health_pb2.HealthCheckResponse(status=sent)
-            while not self._closed:
-                async with self._changed:
-                    while not self._has_news(request.service, sent):
-                        await self._changed.wait()
-                    status = self._status(request.service)
+            while True:
+                status = self._status(request.service)
                 if status != sent:
                     sent = status
-                    yield health_pb2.HealthCheckResponse(status=sent)
+                    yield health_pb2.HealthCheckResponse(status=status)
+                    continue
+                if self._closed:
+                    return
+                async with self._changed:
+                    while not self._closed and self._status(request.service) == sent:
+                        await self._changed.wait()
         finally:
             self._num_watching -= 1
-
-    def _has_news(self, name: str, sent: int) -> bool:
-        return self._closed or self._status(name) != sent
 
     def _status(self, name: str) -> int:
         if name not in self._names:

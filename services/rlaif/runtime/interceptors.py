@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -55,6 +56,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
         self._metrics = request_metrics(service)
         self._handlers: dict[str, Handler] = {}
         self._num_in_flight = 0
+        self._last_arrival = -math.inf
         self._idle = asyncio.Event()
         self._idle.set()
         self.accepting = False
@@ -64,6 +66,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     def is_idle(self) -> bool:
         """Whether no call is being served."""
         return self._num_in_flight == 0
+
+    async def wait_quiet(self, seconds: float, *, at_most: float) -> None:
+        """Returns once no call has come for `seconds`, or after `at_most`."""
+        given_up = time.monotonic() + at_most
+        while True:
+            remaining = min(given_up, self._last_arrival + seconds) - time.monotonic()
+            if remaining <= 0:
+                return
+            await asyncio.sleep(remaining)
 
     async def wait_idle(self) -> None:
         """Returns once no call is being served."""
@@ -195,6 +206,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
 
     def _begin(self) -> None:
         self._num_in_flight += 1
+        self._last_arrival = time.monotonic()
         self._idle.clear()
         self._metrics.in_flight.inc()
 
