@@ -210,6 +210,18 @@ def test_only_reviewers_and_admins_decide_and_readers_change_nothing() -> None:
     assert not {"ExportLabels", "ListEvents", "LoadPolicy", "RecordLabels", "RecordEvent"} & verbs[Role.CALLER]
 
 
+@pytest.mark.parametrize(
+    ("address", "tokens", "warned"),
+    [("0.0.0.0:0", False, True), ("0.0.0.0:0", True, False), ("127.0.0.1:0", False, False)],
+)
+async def test_a_service_that_anyone_may_call_from_elsewhere_says_so(
+    address: str, tokens: bool, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with guarded(tmp_path, address=address, **({} if tokens else {"tokens_path": None})):
+        pass
+    assert ("anyone who reaches the address may call" in caplog.text) == warned
+
+
 async def test_health_is_open_and_reflection_needs_any_token(tmp_path: Path) -> None:
     async with guarded(tmp_path) as service:
         health = health_pb2_grpc.HealthStub(service.channel)

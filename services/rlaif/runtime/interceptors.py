@@ -22,7 +22,7 @@ from rlaif.core.errors import (
 )
 from rlaif.runtime import status
 from rlaif.runtime.authentication import Authenticator, Identity
-from rlaif.runtime.context import CallContext, call_from_traceparent, enter_call
+from rlaif.runtime.context import CallContext, call_from_traceparent, current_actor, enter_call
 from rlaif.runtime.logging import EventLogger
 from rlaif.runtime.malformed import Malformed, tolerant
 from rlaif.runtime.roles import check_role
@@ -140,7 +140,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 code = status.code_of(error)
                 # A fault of ours needs its cause; a refusal does not.
                 write = _log.exception if code is grpc.StatusCode.INTERNAL else _log.info
-                write("call failed", method=name, code=code.name, reason=error.reason, error=error.message)
+                who = {"actor": current_actor(), "peer": call.peer}
+                write("call failed", method=name, code=code.name, reason=error.reason, error=error.message, **who)
                 await _abort(context, call, status.to_status(error), code)
             except Exception:  # noqa: BLE001 - the caller must learn nothing of it, the log everything
                 code = grpc.StatusCode.INTERNAL
