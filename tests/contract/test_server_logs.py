@@ -69,6 +69,7 @@ def test_tokens_and_keys_are_not_logged_whether_right_wrong_or_misplaced(tmp_pat
     assert process.returncode == 0
     for reason in ("NOT_SERVED", "TOKEN_UNKNOWN", "ROLE_MISSING", "TOKEN_MALFORMED"):
         assert f'"{reason}"' in log
+    assert '"actor": "token:bob"' in log
     secrets = ["hush", bob.sha256, *pair.key.read_text().splitlines()[1:-1]]
     assert [secret for secret in secrets if secret in log] == []
 
