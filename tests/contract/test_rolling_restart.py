@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from ledger_fixtures import serving_ledger
@@ -84,6 +85,7 @@ async def replicas(folder: Path, *, num: int, **settings: Any) -> AsyncIterator[
                 await replica.process.wait()
 
 
+@pytest.mark.slow
 async def test_restarting_judges_in_turn_under_load_fails_no_call_and_labels_nothing_twice(tmp_path: Path) -> None:
     async with serving_ledger(f"sqlite:///{tmp_path}/ledger.sqlite") as ledger:
         settings = {
