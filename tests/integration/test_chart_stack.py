@@ -129,6 +129,8 @@ def test_each_service_drains_and_ends_well_when_its_pod_is_told_to_stop(trial: C
         pod = f"Deployment/rlaif-{name}"
         assert trial.terminate(pod) == 0, trial.pods[pod].words()
         assert not trial.probe(pod, "readinessProbe")
+    assert trial.run("Pod/rlaif-test") == 1
+    assert re.search(r"the judge at \S+ did not answer: ", trial.pods["Pod/rlaif-test"].words())
 
 
 def test_the_hook_brings_an_external_database_up_to_date(tmp_path: Path, postgres_uri: str) -> None:

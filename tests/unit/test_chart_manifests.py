@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -283,6 +284,18 @@ def test_queue_depths_that_scale_are_metrics_of_the_code() -> None:
     ]
     assert len(asked) == 3
     assert set(asked) <= known
+
+
+def test_the_pods_of_trainings_are_those_that_are_scraped() -> None:
+    from rlaif_pipelines.jobs.names import labels
+    from rlaif_pipelines.jobs.pods import FIXED_CONTAINER
+    from rlaif_pipelines.jobs.spec import JobSpec
+
+    spec = of_kind(rendered("monitored"), "PodMonitor")["rlaif-training"]["spec"]
+    training = labels(JobSpec("rl", Path("/rlaif/runs/first/stages/train/config.json"), Path("/rlaif/log")), attempt=1)
+    assert spec["selector"]["matchLabels"].items() <= training.items()
+    (endpoint,) = spec["podMetricsEndpoints"]
+    assert endpoint["port"] in [port["name"] for port in FIXED_CONTAINER["ports"]]
 
 
 def test_nothing_of_an_operator_is_installed_unless_its_switch_is_on() -> None:

@@ -288,6 +288,18 @@ def test_prometheus_is_told_how_metrics_are_guarded() -> None:
     assert plain == {"port": "metrics", "path": "/metrics", "interval": "10s"}
 
 
+def test_the_hub_is_asked_only_where_a_model_is_one_of_its_ids() -> None:
+    def offline(variation: str, name: str) -> bool:
+        (container,) = pod_specs(rendered(variation))[f"Deployment/rlaif-{name}"]["spec"]["containers"]
+        return any(variable["name"] == "HF_HUB_OFFLINE" for variable in container["env"])
+
+    assert [offline("trial-cpu", name) for name in ("sampler", "judge", "reward")] == [True, True, True]
+    assert [offline("models of the hub", name) for name in ("sampler", "judge", "reward")] == [False, False, True]
+    assert not offline("reward models of every replica", "reward")
+    assert offline("models on the volume", "judge")
+    assert offline("production", "judge")
+
+
 def test_secrets_go_only_to_pods_that_use_them() -> None:
     pods = pod_specs(rendered("production"))
 

@@ -1,13 +1,18 @@
 {{/* What pods that load models need beside their settings: storage, its credentials, a cache. */}}
 
-{{/* (root, models) → environment. Without hub ids among the models nothing asks the hub. */}}
+{{/* (models) → whether one of them is a hub id: "true" or "". */}}
+{{- define "rlaif.asksHub" -}}
+{{- $hub := "" }}
+{{- range .models }}
+{{- if not (or (eq . "playground") (hasPrefix "/" .) (contains "://" .)) }}{{ $hub = "true" }}{{ end }}
+{{- end }}
+{{- $hub }}
+{{- end }}
+
+{{/* (root, hub) → environment. Where no model is a hub id nothing asks the hub. */}}
 {{- define "rlaif.engineEnv" -}}
 {{- $values := .root.Values }}
-{{- $hub := false }}
-{{- range .models }}
-{{- if not (or (eq . "playground") (hasPrefix "/" .) (contains "://" .)) }}{{ $hub = true }}{{ end }}
-{{- end }}
-{{- if $hub }}
+{{- if .hub }}
 {{- with $values.huggingFace.tokenSecret }}
 - name: HF_TOKEN
   valueFrom: {secretKeyRef: {name: {{ . }}, key: token}}
