@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +88,7 @@ def test_another_pipeline_has_another_name(api: PipelinesApi, capsys: pytest.Cap
         ([RUN_ROOT, "--param=steps=two"], "steps = 'two': must be a whole number"),
         ([RUN_ROOT, "--param=judge"], "--param judge: must be NAME=VALUE"),
         ([RUN_ROOT, "--set=rl.steps=0"], "rl.steps = 0: input should be greater than or equal to 1"),
+        ([RUN_ROOT, "--set=rl.step=3"], "there is no setting 'rl.step'; did you mean steps?"),
         ([RUN_ROOT, "--set=out=/b"], "settings.out: is the parameter run_root"),
         ([RUN_ROOT, "--param=services.jugde=a:1"], "services: there is no jugde; did you mean judge?"),
         ([RUN_ROOT, "--param=steps=3", "--set=rl.steps=4"], "give one of them"),
@@ -234,6 +236,15 @@ def test_logs_of_all_tasks_of_one_and_as_they_grow(
     api.logs.clear()
     code, _, err = run(capsys, "logs", run_id, "label", "--no-kubernetes")
     assert (code, "no log of task label" in err) == (2, True)
+
+
+def test_the_documented_python_submits_and_follows(api: PipelinesApi, capsys: pytest.CaptureFixture[str]) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "submit.md").read_text()
+    [shown] = re.findall(r"^```python\n(.*?)^```$", document, flags=re.DOTALL | re.MULTILINE)
+    exec(shown.replace("http://127.0.0.1:8888", os.environ["RLAIF_KFP_HOST"]), {})
+    assert capsys.readouterr().out.splitlines()[-1].startswith("SUCCEEDED [('prepare', 'SUCCEEDED')")
+    [created] = api.runs.values()
+    assert created.runtime_config.parameters == {"run_root": "/rlaif/runs/first"}
 
 
 def test_schedules_are_kept_by_commands(api: PipelinesApi, compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
