@@ -9,6 +9,7 @@ import base64
 import re
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ import pytest
 
 from chart_fixtures import changed, of_kind, read_profile, render, render_text, values_of
 from chart_processes import JOB, Cluster, addresses_of_notes
-from rlaif.client.judge import JudgeClient
+from rlaif.client.judge import JudgeClient, ResponsePair
 from rlaif.client.ledger import LedgerClient
 from rlaif.client.reward import RewardClient
 from rlaif.client.sampler import SamplerClient
@@ -50,6 +51,12 @@ def make_database(server_uri: str, name: str) -> str:
     return f"postgresql+psycopg://{name}@/{name}?{urlsplit(server_uri).query}"
 
 
+def metrics_of(cluster: Cluster, name: str) -> str:
+    """What Prometheus would read of a service."""
+    with urllib.request.urlopen(f"http://{cluster.address(f'rlaif-{name}', 9090)}/metrics", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory: pytest.TempPathFactory, postgres_uri: str) -> Iterator[Cluster]:
     manifests = render(changed(read_profile("trial-cpu"), {"loop.settings": SHORT}))
@@ -72,8 +79,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory, postgres_uri: str) -> Iterat
 def test_every_pod_is_alive_and_tells_prometheus_about_itself(trial: Cluster) -> None:
     for name in SERVICES:
         assert trial.probe(f"Deployment/rlaif-{name}", "livenessProbe")
-        with urllib.request.urlopen(f"http://{trial.address(f'rlaif-{name}', 9090)}/metrics", timeout=10) as answer:
-            assert f"rlaif_{name}_requests_total" in answer.read().decode()
+        assert f"rlaif_{name}_requests_total" in metrics_of(trial, name)
 
 
 def test_helm_test_has_the_judge_compare_two_responses(trial: Cluster) -> None:
@@ -124,13 +130,25 @@ def test_no_service_held_more_memory_than_its_limit(trial: Cluster) -> None:
         assert trial.peak_bytes(pod) < trial.limit_bytes(pod), name
 
 
-def test_each_service_drains_and_ends_well_when_its_pod_is_told_to_stop(trial: Cluster) -> None:
-    for name in reversed(SERVICES):
+def test_a_judge_told_to_stop_finishes_what_it_was_asked(trial: Cluster) -> None:
+    address, pod = trial.address("rlaif-judge", 50051), "Deployment/rlaif-judge"
+    pairs = [ResponsePair("How do I clean a window?", f"Wipe it {number} times.", "No.") for number in range(96)]
+    with JudgeClient(ClientSettings(target=address)) as judge, ThreadPoolExecutor(1) as callers:
+        asked = callers.submit(judge.compare_many, "constitutions/playground", pairs, batch_size=96)
+        while "rlaif_judge_requests_in_flight 1.0" not in metrics_of(trial, "judge"):
+            assert not asked.done()
+        assert trial.terminate(pod) == 0, trial.pods[pod].words()
+        assert len(asked.result()) == 96
+    assert not trial.probe(pod, "readinessProbe")
+    assert trial.run("Pod/rlaif-test") == 1
+    assert re.search(r"the judge at \S+ did not answer: ", trial.pods["Pod/rlaif-test"].words())
+
+
+def test_each_service_ends_well_when_its_pod_is_told_to_stop(trial: Cluster) -> None:
+    for name in ("reward", "sampler", "oversight"):
         pod = f"Deployment/rlaif-{name}"
         assert trial.terminate(pod) == 0, trial.pods[pod].words()
         assert not trial.probe(pod, "readinessProbe")
-    assert trial.run("Pod/rlaif-test") == 1
-    assert re.search(r"the judge at \S+ did not answer: ", trial.pods["Pod/rlaif-test"].words())
 
 
 def test_the_hook_brings_an_external_database_up_to_date(tmp_path: Path, postgres_uri: str) -> None:
