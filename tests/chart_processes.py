@@ -7,7 +7,6 @@ those addresses. All else is taken as the manifests say it: commands, arguments,
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
 import signal
@@ -261,9 +260,7 @@ def _containers(template: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def addresses_of_notes(notes: str, cluster: Cluster) -> dict[str, str]:
     """What the notes tell pipelines to call, as addresses here."""
-    (told,) = re.findall(r"\{.*?\}", notes, re.DOTALL)
     found = {}
-    for service, target in json.loads(told).items():
-        host, port = target.removeprefix("dns:///").split(":")
-        found[service] = cluster.address(host.split(".")[0], int(port))
+    for service, host, port in re.findall(r"(\w+)_address: dns:///([a-z0-9-]+)\.[a-z0-9.-]+:(\d+)", notes):
+        found[service] = cluster.address(host, int(port))
     return found

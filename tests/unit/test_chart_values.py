@@ -194,7 +194,7 @@ def test_a_loop_shows_its_trainings_what_it_was_given_itself() -> None:
     loop = yaml.safe_load(text)
     pod = loop["settings"]["jobs"]["pod"]
     assert (pod["image"], pod["gpus"]) == ("ghcr.io/kube-rlaif/rlaif-trainer:0.1.0-gpu", 8)
-    assert pod["secret_environment"]["RLAIF_TOKEN"] == "rlaif-client-token/token"
+    assert pod["secret_environment"]["RLAIF_TOKEN"] == "rlaif-token/token"
     assert pod["secret_files"] == {"/etc/rlaif/tls": "rlaif-tls"}
     assert loop["services"]["tls_ca_path"] == "/etc/rlaif/tls/ca.crt"
     (container,) = pod_specs(rendered("a loop every night"))["CronJob/rlaif-loop"]["spec"]["containers"]
@@ -328,17 +328,23 @@ def test_the_judge_is_asked_by_the_test_as_its_callers_ask() -> None:
     compile(container["args"][0], "compare.py", "exec")
 
 
-def test_notes_say_the_next_step() -> None:
-    (notes,) = [
-        text
-        for path, text in render_text(read_profile("trial-cpu"), name="demo", namespace="here").items()
-        if path.endswith("NOTES.txt")
-    ]
-    assert "helm test demo -n here --logs" in notes
-    assert "kubectl -n here port-forward svc/demo-rlaif-judge 50051" in notes
-    assert '"ledger": "dns:///demo-rlaif-oversight.here.svc:50051"' in notes
-    services = json.loads(re.search(r"\{.*?\}", notes, re.DOTALL)[0])  # type: ignore[index]
-    assert set(services) == {"sampler", "judge", "reward", "ledger"}
-    assert set(of_kind(render(read_profile("trial-cpu"), name="demo"), "Service")) >= {
-        target.removeprefix("dns:///").split(".")[0] for target in services.values()
-    }
+def test_notes_say_the_next_step_and_what_pipelines_are_to_be_told() -> None:
+    from rlaif_pipelines.parameters import parameters_of
+
+    def notes_of(profile: str) -> str:
+        (notes,) = [
+            text
+            for path, text in render_text(read_profile(profile), name="demo", namespace="here").items()
+            if path.endswith("NOTES.txt")
+        ]
+        return notes
+
+    trial = notes_of("trial-cpu")
+    assert "helm test demo -n here --logs" in trial
+    assert "kubectl -n here port-forward svc/demo-rlaif-judge 50051" in trial
+    assert "kubectl -n here create job first --from=cronjob/demo-rlaif-loop" in trial
+    assert "ledger_address: dns:///demo-rlaif-oversight.here.svc:50051" in trial
+    told = yaml.safe_load(notes_of("production").partition("--params FILE):")[2].partition("\n\n\n")[0])
+    assert told["evaluator_address"] == "dns:///demo-rlaif-evaluator.here.svc:50051"
+    assert told["volume_claim"] == "demo-rlaif-runs"
+    assert set(told) <= {parameter.name for parameter in parameters_of("rlaif")}
