@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from kfp_api import Answer, PipelinesApi
 from kfp_server import serving
 from kfp_workflow import Snapshot
 from rlaif.cli import main
-from rlaif_pipelines.flow import compile_pipeline
 from rlaif_pipelines.submission import PipelinesClient, compile_package
 
 RUN_ROOT = "--param=run_root=/rlaif/runs/a"
@@ -32,8 +32,21 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[PipelinesApi]:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("compiled") / "label-only.yaml"  # the smallest
-    compile_pipeline(path, name="label-only")
+    """A small pipeline, as a file."""
+    path = tmp_path_factory.mktemp("compiled") / "small.yaml"
+    task = {"componentRef": {"name": "comp-label"}, "taskInfo": {"name": "label"}}
+    inputs = {"parameters": {"run_root": {"parameterType": "STRING"}}}
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "pipelineInfo": {"name": "small"},
+                "root": {"dag": {"tasks": {"label": task}}, "inputDefinitions": inputs},
+                "components": {"comp-label": {"executorLabel": "exec-label"}},
+                "deploymentSpec": {"executors": {"exec-label": {"container": {"image": "python:3.11"}}}},
+                "schemaVersion": "2.1.0",
+            }
+        )
+    )
     return path
 
 

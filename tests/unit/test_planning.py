@@ -397,6 +397,7 @@ def test_the_command_prints_json_and_heeds_its_options(capsys: pytest.CaptureFix
         (["--gpu", "l40s-48gb", "--gpus", "judge=3"], "takes 2 of l40s-48gb, so give a multiple"),
         (["--gpus", "jugde=2"], "--gpus jugde=2: must be ROLE=N"),
         (["--set", "rl.steps=0"], "rl.steps = 0"),
+        (["--set", "pipeline=judge-benchmark", "--set", "pairs.path=x"], "not judge-benchmark"),
         (["--constitution", "nowhere"], "neither a file nor a shipped constitution"),
         (["--hardware", "nowhere.yaml"], "--hardware nowhere.yaml: cannot be read"),
     ],

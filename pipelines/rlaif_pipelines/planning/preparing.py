@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
+from rlaif.core.errors import InvalidInputError
 from rlaif.core.template import find_template
 from rlaif_pipelines.planning.hardware import load_hardware
 from rlaif_pipelines.planning.models import PlannedModel, find_model
@@ -50,6 +51,10 @@ def prepare_plan(values: Mapping[str, Any], options: PlanOptions) -> Planner:
     added = {key: value for key, value in _GPU_ENGINE.items() if key not in (engine or {})}
     values["engine"] = {**added, **(engine or {})}
     settings = make_settings(values)
+    if settings.pipeline == "judge-benchmark":
+        raise InvalidInputError(
+            "a plan knows rlaif, label-only and evaluate-only, not judge-benchmark", field="pipeline"
+        )
     if added:
         flags = " ".join(f"--set engine.{key}={str(value).lower()}" for key, value in added.items())
         remarks.append(f"a run like this is submitted with {flags}: those defaults are for CPUs")
