@@ -127,7 +127,9 @@ class Server:
         credentials = self._certificates.for_grpc() if self._certificates else None
         self.address = _bind(server, listen.address, key="listen.address", credentials=credentials)
         self._grpc = server
-        request_metrics(self._service.name).ready.set_function(lambda: float(self._health.serving))
+        health = self._health
+        # Not of `self`: a metric lives as long as the process, and would keep the server.
+        request_metrics(self._service.name).ready.set_function(lambda: float(health.serving))
         if listen.metrics_address:
             self.metrics_address = await self._bind_metrics(listen.metrics_address)
         if listen.health_address:
