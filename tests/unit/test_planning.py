@@ -161,6 +161,8 @@ def test_times_follow_from_flops_bandwidth_and_shares() -> None:
     assert row(plan, "sample", "sampler").seconds == pytest.approx(617.6 + 5724.0, rel=1e-4)
     # 142.4e6 tokens, four times 15.271e9 FLOPs with checkpointing, on 4 GPUs at 0.35 · 989e12.
     assert row(plan, "reward_model", "trainer").seconds == pytest.approx(6282.3, rel=1e-4)
+    # 7.1936e6 tokens, read once by the reference and learnt at four times that, on the same GPUs at the same share.
+    assert row(plan, "train", "trainer").seconds == pytest.approx(396.7, rel=1e-4)
     # 200 steps write and read 16.381e9 bytes at 1e9 a second.
     assert plan.publish_seconds == pytest.approx(200 * 2 * 16.38147072)
     assert plan.wall_seconds == pytest.approx(sum(each.seconds for each in plan.stages) + plan.publish_seconds)
