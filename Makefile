@@ -124,8 +124,9 @@ bench-engines: $(DEV_STAMP) $(if $(VLLM_RUNS),$(VLLM_STAMP))  ## Engines, sample
 bench-train: $(DEV_STAMP)  ## Steps of a reward model, DPO and GRPO against TRL's trainers: samples a second, peak memory
 	$(BIN)/python tests/bench/train.py $(ARGS)
 
-golden: $(DEV_STAMP)  ## Compile the pipelines anew into tests/golden; look at the difference
+golden: $(DEV_STAMP)  ## Compile the pipelines anew into tests/golden and draw docs/pipeline.svg; look at the difference
 	for name in rlaif label-only evaluate-only judge-benchmark; do $(BIN)/rlaif compile --pipeline $$name -o tests/golden/$$name.yaml; done
+	$(BIN)/rlaif compile -o tests/golden/rlaif.yaml --picture docs/pipeline.svg
 
 monitoring: $(DEV_STAMP)  ## Generate the chart's dashboards and rules from deploy/monitoring
 	PYTHONPATH=deploy $(BIN)/python -m monitoring $(ARGS)

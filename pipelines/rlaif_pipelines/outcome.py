@@ -48,7 +48,9 @@ def read_outcome(run_root: Path, *, since_bytes: int) -> RunOutcome:
     with (run_root / EVENTS_FILE).open("rb") as lines:
         lines.seek(since_bytes)
         events: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    failed = [event for event in events if event["state"] == "failed"]
+    # A stage that was tried again counts by how it ended.
+    ends = {event["stage"]: event["state"] for event in events if event["state"] != "progress"}
+    failed = [event for event in events if event["state"] == ends.get(event["stage"]) == "failed"]
     if failed:
         first = failed[0]
         return RunOutcome("failed", int(first["exit_code"]), first["message"], first["stage"])

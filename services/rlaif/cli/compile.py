@@ -25,6 +25,9 @@ def compile_(
     image: Annotated[
         str, typer.Option(metavar="IMAGE", help="Image of the tasks. Default: that of this version.")
     ] = "",
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw the pipeline, as an SVG file.")
+    ] = None,
     retries: Annotated[
         int, typer.Option(min=0, max=20, help="Times that a failed task is started again; each waits twice as long.")
     ] = 2,
@@ -38,7 +41,18 @@ def compile_(
 
     options = GraphOptions(rounds=rounds, constitutional=constitutional, image=image, retries=Retries(count=retries))
     compile_pipeline(output, name=pipeline, options=options)
+    if picture is not None:
+        _draw(output, picture)
     typer.echo(f"{output}: {', '.join(_words(pipeline, rounds, constitutional))}")
+
+
+def _draw(compiled: Path, picture: Path) -> None:
+    import yaml
+
+    from rlaif.runtime.artifacts import atomic_write_text
+    from rlaif_pipelines.picture import draw
+
+    atomic_write_text(picture, draw(next(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))))
 
 
 def _words(pipeline: str, rounds: int, constitutional: str) -> list[str]:
