@@ -74,10 +74,9 @@ RUN groupadd --gid 65532 rlaif \
     && useradd --uid 65532 --gid rlaif --no-create-home --home-dir /var/lib/rlaif --shell /usr/sbin/nologin rlaif \
     && install --directory --owner rlaif --group rlaif --mode 0770 /rlaif /var/lib/rlaif
 COPY --from=wheel /dist /dist
-COPY constraints-vllm.txt /dist/
+# vLLM is in the list so that pip keeps to what it needs; what its image has and fits stays as it is.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    python3 -m pip install --no-cache-dir --break-system-packages --constraint /dist/constraints-vllm.txt \
-      "$(echo /dist/*.whl)[engine,openai,s3]" \
+    python3 -m pip install --no-cache-dir --break-system-packages "$(echo /dist/*.whl)[openai,s3,vllm]" \
     && python3 -c 'import torch; assert torch.version.cuda, "torch for CUDA was replaced"' \
     && { command -v python || ln -s "$(command -v python3)" /usr/local/bin/python; }
 # hadolint ignore=DL3064

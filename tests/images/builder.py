@@ -108,6 +108,11 @@ def revision() -> str:
     ).stdout.strip()
 
 
+def release() -> None:
+    """Lets `make clean` remove the storage, which Buildah and Podman leave mounted on itself."""
+    subprocess.run(["umount", FOLDER / "storage" / "overlay"], capture_output=True, check=False)
+
+
 def _base() -> None:
     """The image that the Dockerfiles start from, under its name there."""
     if call("buildah", "images", "--quiet", "--filter", f"reference={BASE_IMAGE}").strip():

@@ -11,9 +11,11 @@ from images.stack import Stack, started
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _images_can_be_built() -> None:
+def _images_can_be_built() -> Iterator[None]:
     if reason := builder.unable():
         pytest.skip(reason)
+    yield
+    builder.release()
 
 
 @pytest.fixture(scope="session")
