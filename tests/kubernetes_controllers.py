@@ -23,7 +23,9 @@ class Controllers:
 
     def __init__(self, store: Store) -> None:
         self.pod_refusal: str | None = None
-        """What admission says of all pods."""
+        """What admission says of pods."""
+        self.pods_allowed = 0
+        """How many it lets in before it says so."""
         self.has_trainer = True
         self._store = store
 
@@ -125,7 +127,7 @@ class Controllers:
             assert len(meta["generateName"]) + 5 <= 63
             pod["status"] = {"phase": "Pending", "conditions": []}
             try:
-                if self.pod_refusal:
+                if self.pod_refusal and len(self._store.find("pods")) >= self.pods_allowed:
                     raise Refused(f'pods "{name}-{index}" is forbidden: {self.pod_refusal}')
                 self._store.create("pods", pod)
             except Refused as error:

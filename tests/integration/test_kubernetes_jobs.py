@@ -170,6 +170,17 @@ FAILURES: dict[str, tuple[str, Callable[[Playground], Any], dict[str, Any], str,
         "REFUSED",
         "exceeded quota: gpus, requested: 8, limited: 4",
     ),
+    "quota for one": (
+        "indexed_job",
+        lambda here: (
+            setattr(here.nodes.controllers, "pod_refusal", "exceeded quota: gpus, requested: 8, limited: 12"),
+            setattr(here.nodes.controllers, "pods_allowed", 1),
+            setattr(here.nodes, "stand_in", WAIT),
+        ),
+        {"stuck_seconds": 0, "pending_seconds": 0.3},
+        "REFUSED",
+        "exceeded quota: gpus, requested: 8, limited: 12",
+    ),
     "time": (
         "indexed_job",
         lambda here: setattr(here.nodes, "stand_in", WAIT),
@@ -213,7 +224,7 @@ def test_a_train_job_that_nobody_acts_on_is_not_waited_for_for_ever(trainer: Pla
     trainer.nodes.controllers.has_trainer = False
     result = trainer.run("trainjob", pending_seconds=0.1)
     assert result.reason == "NOT_STARTED"
-    assert "has no pods: nobody acts on it; is the controller of such jobs running?" in result.last_words
+    assert "has none of its 2 pods: nobody acts on it; is the controller of such jobs running?" in result.last_words
     assert trainer.left() == []
 
 
@@ -413,6 +424,7 @@ def test_what_a_killed_stage_left_running_is_removed_before_the_next_start(playg
 
 
 STEPS = 10
+QUICK_START = {"cpu": "1", "environment": {"TORCHDYNAMO_DISABLE": "1"}}
 
 
 @pytest.fixture
@@ -450,7 +462,7 @@ def test_two_nodes_train_under_zero_3_and_when_one_is_killed_go_on_from_the_chec
         kept.extend(steps_of(training))
 
     meanwhile(kill_a_node_once_there_is_a_checkpoint)
-    result = playground.run()
+    result = playground.run(pod=QUICK_START)
     assert (result.exit_code, result.last_words, result.attempts) == (0, "", 2)
     assert 2 <= len(kept) < STEPS
     assert steps_of(training) == list(range(1, STEPS + 1))
@@ -461,7 +473,7 @@ def test_two_nodes_train_under_zero_3_and_when_one_is_killed_go_on_from_the_chec
 
 @pytest.mark.slow
 def test_two_nodes_train_under_zero_3_as_a_train_job(trainer: Playground, training: Path) -> None:
-    result = trainer.run("trainjob")
+    result = trainer.run("trainjob", pod=QUICK_START)
     assert (result.exit_code, result.last_words, result.attempts) == (0, "", 1)
     assert steps_of(training) == list(range(1, STEPS + 1))
     assert trainer.left() == []

@@ -145,33 +145,34 @@ class AttemptRun:
         if len(states) == self._settings.num_nodes and all(state.started for state in states):
             over = self._waited("running") > self._settings.timeout_seconds
             return self._timeout() if over else None
-        waited = self._waited("pending")
-        late = waited > self._settings.pending_seconds
-        if not states:
-            return self._without_pods(late=late)
+        late = self._waited("pending") > self._settings.pending_seconds
         for state in states:
-            events = self._events(state.name) if late else ()
-            failure = hindrance(state, events)
+            failure = hindrance(state, self._events(state.name) if late else ())
             if failure is None:
                 continue
+            if late:
+                return self._after_waiting(failure)
             stuck = failure.reason in ("IMAGE_PULL", "CONTAINER_CONFIG")
-            if late or (stuck and self._waited(f"stuck {state.name}") > self._settings.stuck_seconds):
-                return _after(failure, self._settings.pending_seconds) if late else failure
-        return None
+            if stuck and self._waited(f"stuck {state.name}") > self._settings.stuck_seconds:
+                return failure
+        return self._without_pods(len(states), late=late) if len(states) < self._settings.num_nodes else None
 
-    def _without_pods(self, *, late: bool) -> Failure | None:
-        """Why there is none; a quota may have room later, other refusals stay."""
+    def _without_pods(self, num_there: int, *, late: bool) -> Failure | None:
+        """Why some are not even there; a quota may have room later, other refusals stay."""
         if not late and self._waited("pending") < self._settings.stuck_seconds:
             return None
         warning = self._warning()
         if "FailedCreate" in warning and (late or "exceeded quota" not in warning):
-            return Failure("REFUSED", f"the cluster refuses the pods of job {self._attempt.name}{warning}")
+            return Failure("REFUSED", f"the cluster refuses pods of job {self._attempt.name}{warning}")
         if not late:
             return None
-        nobody = warning or ": nobody acts on it; is the controller of such jobs running?"
-        return _after(
-            Failure("NOT_STARTED", f"job {self._attempt.name} has no pods{nobody}"), self._settings.pending_seconds
-        )
+        told = warning or ": nobody acts on it; is the controller of such jobs running?"
+        pods = f"{num_there or 'none'} of its {self._settings.num_nodes} pods"
+        return self._after_waiting(Failure("NOT_STARTED", f"job {self._attempt.name} has {pods}{told}"))
+
+    def _after_waiting(self, failure: Failure) -> Failure:
+        waited = f"waited {self._settings.pending_seconds:g} s, jobs.pending_seconds"
+        return Failure(failure.reason, f"{failure.sentence} ({waited})")
 
     def _current(self) -> list[PodState]:
         """The pods that count, gone ones too."""
@@ -235,10 +236,6 @@ class AttemptRun:
     def _warning(self) -> str:
         warning = last_warning(self._events(*self._launcher.subjects(self._attempt.name)))
         return f": {warning}" if warning else ""
-
-
-def _after(failure: Failure, seconds: float) -> Failure:
-    return Failure(failure.reason, f"{failure.sentence} (waited {seconds:g} s, jobs.pending_seconds)")
 
 
 @contextlib.contextmanager

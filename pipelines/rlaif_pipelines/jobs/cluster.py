@@ -148,7 +148,8 @@ class Cluster:
     def delete(self, kind: Kind, name: str) -> None:
         """Asks for the object's end, and before it for that of all it owns; done when there is none."""
         try:
-            self._call("DELETE", self._path(kind, name), body={"propagationPolicy": "Foreground"})
+            options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Foreground"}
+            self._call("DELETE", self._path(kind, name), body=options)
         except ClusterError as error:
             if error.status != 404:
                 raise
