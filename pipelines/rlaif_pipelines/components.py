@@ -342,7 +342,7 @@ def benchmark(
 
 @_component
 def report(run_root: str, status: PipelineTaskFinalStatus, page: Output[HTML], summary: Output[Markdown]) -> None:
-    """Ends what the run has left running, then writes the report, whatever happened before."""
+    """The report, whatever happened before."""
     from rlaif_pipelines.artifacts import write_page
     from rlaif_pipelines.stages import runner
 

@@ -19,7 +19,7 @@ from rlaif.core.errors import SettingsError
 from rlaif_pipelines import components
 from rlaif_pipelines.flow import GraphOptions, compile_pipeline
 from rlaif_pipelines.mounts import default_image
-from rlaif_pipelines.parameters import PLACEMENT, parameters_of
+from rlaif_pipelines.parameters import PLACEMENT, Parameter, parameters_of
 from rlaif_pipelines.placement import Retries
 from rlaif_pipelines.settings import ConstitutionalStage, PipelineName
 
@@ -88,6 +88,16 @@ def test_parameters_are_typed_explained_and_those_of_the_table(name: PipelineNam
     needed = {each for each, parameter in found.items() if not parameter.HasField("default_value")}
     assert needed - {"run_root"} == {"evaluate-only": {"candidate"}, "judge-benchmark": {"pairs"}}.get(name, set())
     assert found["image"].default_value.string_value == default_image()
+
+
+def test_every_parameter_is_documented_in_the_same_words() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text()
+    for parameter in {each for name in NAMES for each in map(_named, parameters_of(name))}:
+        assert all(part in page for part in parameter), parameter
+
+
+def _named(parameter: Parameter) -> tuple[str, str]:
+    return f"| `{parameter.name}` |", f"| {parameter.meaning} |"
 
 
 def test_what_prepare_takes_is_what_the_pipelines_ask_for() -> None:
