@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from monitoring import objectives
 from monitoring.files import CHART
 from monitoring.rules.alert import RUNBOOKS
 from monitoring.rules.groups import alerts
@@ -47,3 +48,18 @@ def test_every_alert_leads_to_a_panel_that_there_is() -> None:
         assert match is not None, alert.panel
         page = json.loads((CHART / "dashboards" / f"{match[1]}.json").read_text(encoding="utf-8"))
         assert [panel for panel in page["panels"] if panel["id"] == int(match[2]) and panel["type"] != "row"]
+
+
+def test_operations_names_the_objectives_and_panels_that_there_are() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    for bound in objectives.LATENCY_BOUNDS:
+        methods = ", ".join(method.rpartition("/")[2] for method in bound.methods) or "a request's wait for the engine"
+        assert f"| {bound.seconds:g} s for {objectives.LATENCY:.0%} | {methods} |".replace("95%", "95 %") in manual
+    assert f"{objectives.AVAILABILITY:.1%}".replace("%", " %") in manual
+    assert all(code in manual for code in objectives.ERROR_CODES)
+    pages = [json.loads(path.read_text(encoding="utf-8")) for path in (CHART / "dashboards").glob("*.json")]
+    titles = {panel["title"] for page in pages for panel in page["panels"]}
+    assert set(re.findall(r'"([^"]+\?)"', manual)) <= titles
+    assert {page["title"].removeprefix("RLAIF / ") for page in pages} == set(
+        re.findall(r"^\| ([A-Z][a-z ]+) \| [A-Z]", manual, flags=re.MULTILINE)
+    )
