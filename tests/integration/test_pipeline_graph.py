@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.json_format import MessageToDict
 from kfp import components
 
 from pipeline_hooks import HANGING, STEPS
@@ -25,7 +26,7 @@ from pipeline_services import SMALL, Services, hooked, serving_without_models
 from rlaif.cli.progress import planned_stages
 from rlaif.playground.paths import POLICY_DIR
 from rlaif.runtime.artifacts import read_desired
-from rlaif_pipelines.context import RunContext, file_sha256, read_json, read_rows
+from rlaif_pipelines.context import RunContext, file_sha256, read_json, read_rows, stage_name
 from rlaif_pipelines.flow import GraphOptions, build_pipeline
 from rlaif_pipelines.local_run import kfp_local, run_local
 from rlaif_pipelines.outcome import PipelineFailedError, RunOutcome, events_size, read_outcome
@@ -202,6 +203,38 @@ def test_a_run_that_is_killed_half_way_goes_on(
     assert services.label_names() == recorded
     skipped = {event["stage"] for event in read_rows(root / "events.jsonl") if event["state"] == "skipped"}
     assert skipped == {"prepare", "prompts", "baseline", "sample"}
+
+
+def test_from_the_last_policy_one_walks_back_through_both_rounds_to_every_label(
+    tmp_path: Path, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooked(monkeypatch)
+    # The policy of the second round hardly ever says two things of one prompt.
+    gate = {**SMALL["gate"], "min_num_labels": 1}
+    context = services.begin(tmp_path / "rounds", algorithm="dpo", rounds=2, seed=4, gate=gate)
+    assert run_local(context.root).state == "finished"
+    with services.ledger() as ledger:
+        published = [MessageToDict(event.payload) for event in ledger.list_events("policy_published", context.policy)]
+        finished = {
+            event.subject.rpartition("/")[2]: MessageToDict(event.payload)
+            for event in ledger.list_events("stage_finished")
+            if event.subject.startswith("runs/rounds/")
+        }
+        known = {label.name for label in ledger.export_labels()}
+    came_from = {each["digest"]: each for each in published}
+    digest, seen = context.result("train-2").values["digest"], []
+    while digest in came_from:
+        number = int(came_from[digest]["round"])
+        seen.append(number)
+        training, judging = finished[stage_name("train", number)], finished[stage_name("judge", number)]
+        assert (training["values"]["digest"], training["inputs"]["start"]) == (digest, came_from[digest]["from"])
+        assert training["inputs"]["labels"] == judging["outputs"]["labels.jsonl"]
+        labels = context.result(stage_name("judge", number)).path("labels.jsonl")
+        assert file_sha256(labels) == judging["outputs"]["labels.jsonl"]
+        assert {row["label"] for row in read_rows(labels)} <= known
+        digest = came_from[digest]["from"]
+    assert seen == [2, 1]
+    assert digest == finished["prepare"]["values"]["policy_digest"]
 
 
 def test_labels_alone_and_then_a_model_against_the_policy(
