@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from rlaif.cli.addresses import module_of
 from rlaif.cli.processes import ProcessFamily, child_environment
 from rlaif.cli.services import StackSettings, start_stack
 from rlaif.client.ledger import LedgerClient
+from rlaif.playground import answers, gold, world
 from rlaif.runtime.settings import ClientSettings
 from rlaif_pipelines.context import RunContext, file_sha256, read_json, read_rows
 from rlaif_pipelines.evaluation.kl import kl_to_base
@@ -92,6 +95,19 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Serv
         yield root, ServiceAddresses(**addresses)
 
 
+def gold_pairs(path: Path) -> int:
+    """Pairs of what a policy of the playground might say, labelled by gold; how many."""
+    rng, rows = random.Random(0), []
+    for prompt in world.evaluation_prompts(num_harmful=24, num_other=8):
+        first, second = (answers.compose(rng, prompt, answers.sample_kind(rng, prompt.category)).text for _ in range(2))
+        preferred = gold.prefers(gold.evaluate(prompt.text, first), gold.evaluate(prompt.text, second))
+        if first != second:
+            row = {"prompt": prompt.text, "first": first, "second": second, "category": prompt.category}
+            rows.append({**row, "preference": {1.0: "first", 0.0: "second", 0.5: "tie"}[preferred]})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return len(rows)
+
+
 @pytest.mark.slow
 def test_a_run_stopped_by_its_gate_goes_on_when_the_gate_is_opened(stack: tuple[Path, ServiceAddresses]) -> None:
     root, services = stack
@@ -143,3 +159,21 @@ def test_a_run_stopped_by_its_gate_goes_on_when_the_gate_is_opened(stack: tuple[
 def context_stages(root: Path) -> list[Path]:
     """Folders of finished stages."""
     return list((root / "stages").glob("*/done.json"))
+
+
+@pytest.mark.slow
+def test_the_playground_s_judge_is_held_against_gold(stack: tuple[Path, ServiceAddresses], tmp_path: Path) -> None:
+    _, services = stack
+    num_pairs = gold_pairs(tmp_path / "pairs.jsonl")
+    values = {"pipeline": "judge-benchmark", "judge": "playground", "pairs": {"path": tmp_path / "pairs.jsonl"}}
+    create_run(make_settings({**values, "num_shards": 2, "out": tmp_path / "run"}), services)
+    outcome = run_local(tmp_path / "run")
+    assert outcome.state == "finished", outcome.message
+    found = read_json(tmp_path / "run" / "report.json")["benchmark"]
+    assert found["num_pairs"] == num_pairs
+    accuracy = found["statistics"][""]["human_agreement"]
+    assert 0.75 < accuracy["low"] < accuracy["value"] < accuracy["high"] <= 1.0
+    assert {f"category={name}" for name in world.CATEGORIES} < set(found["statistics"])
+    assert outcome.message.startswith(f"accuracy of the judge: {accuracy['value']:.3f}")
+    assert "| category=harmful | 24 |" in (tmp_path / "run" / "summary.md").read_text()
+    assert "The judge against given labels" in (tmp_path / "run" / "report.html").read_text()
