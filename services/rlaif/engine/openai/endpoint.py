@@ -36,7 +36,7 @@ from rlaif.engine.openai.answers import count_prompt
 from rlaif.engine.openai.settings import OpenAiSettings
 from rlaif.engine.protocol import EngineWork
 from rlaif.runtime.context import remaining_seconds
-from rlaif.runtime.settings import read_file
+from rlaif.runtime.watched_files import read_file
 
 Json = Mapping[str, Any]
 
