@@ -31,6 +31,8 @@ tokens_path: /run/secrets/rlaif/tokens/tokens.yaml
 {{/* (root, component) → how to call that service: ClientSettings. */}}
 {{- define "rlaif.client" -}}
 target: dns:///{{ include "rlaif.componentName" . }}:50051
+{{- /* A lone replica that restarts keeps its callers waiting, and fails none within their deadlines. */}}
+wait_for_ready: true
 {{- with .root.Values.tls }}
 {{- if .enabled }}
 tls_ca_path: /run/secrets/rlaif/tls/ca.crt
