@@ -22,6 +22,7 @@ from kubernetes_playground import playground as playground
 from kubernetes_schemas import problems
 from rlaif.playground.paths import POLICY_DIR
 from rlaif_pipelines.jobs import attempt as attempts
+from rlaif_pipelines.jobs.launch import release
 from rlaif_pipelines.jobs.remote import run_remote
 from training_fakes import WORDS, write_lines
 
@@ -421,6 +422,20 @@ def test_what_a_killed_stage_left_running_is_removed_before_the_next_start(playg
     assert playground.run().done
     assert "of an earlier start is removed" in playground.log_path.read_text()
     assert (playground.left(), playground.nodes.running()) == ([], [])
+
+
+def test_the_end_of_a_run_releases_what_a_killed_stage_left_running(playground: Playground) -> None:
+    playground.nodes.stand_in = WAIT
+    playground.config_path.write_text("{}")
+    process = starter(playground, "indexed_job")
+    playground.nodes.pod(0), playground.nodes.pod(1)
+    process.kill()
+    process.wait()
+    settings = playground.settings("indexed_job")
+    [removed] = release(playground.run_folder, settings)
+    assert removed.startswith("jobs/rlaif-sft-")
+    assert (playground.left(), playground.nodes.running()) == ([], [])
+    assert release(playground.run_folder, settings) == []
 
 
 STEPS = 10

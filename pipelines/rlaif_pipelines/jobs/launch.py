@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from rlaif_pipelines.jobs.settings import JobSettings
 from rlaif_pipelines.jobs.spec import JobResult, JobSpec
@@ -22,3 +23,14 @@ def launch(spec: JobSpec, settings: JobSettings, *, on_line: Callable[[str], Non
 
     cluster = Cluster.connect(namespace=settings.namespace, context=settings.context)
     return run_remote(spec, settings, cluster=cluster, on_line=on_line)
+
+
+def release(run_root: Path, settings: JobSettings) -> list[str]:
+    """Removes what trainings of a run have left where they run, and says what: nothing, unless a starter was killed."""
+    if not settings.on_cluster:
+        return []
+    from rlaif_pipelines.jobs.cluster import Cluster
+    from rlaif_pipelines.jobs.remote import release_remote
+
+    cluster = Cluster.connect(namespace=settings.namespace, context=settings.context)
+    return release_remote(run_root, settings, cluster=cluster)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rlaif_pipelines.jobs.attempt import AttemptRun, remove, removed_afterwards
@@ -33,7 +34,7 @@ def run_remote(
     failure: Failure | None = None
     number = 0
     try:
-        _remove_leftovers(cluster, launcher, spec, log)
+        _remove_leftovers(cluster, launcher, spec.config_path, note=log.note)
         for number in range(1, settings.attempts + 1):
             failure = _attempt(number, spec, settings, launcher=launcher, cluster=cluster, log=log, on_line=on_line)
             if failure is None or not failure.retry or number == settings.attempts:
@@ -84,24 +85,40 @@ def _attempt(
     return failure
 
 
-def _remove_leftovers(cluster: Cluster, launcher: Launcher, spec: JobSpec, log: RunLog) -> None:
-    """Removes jobs of this training whose starter was killed: two would write into one folder."""
+def release_remote(run_root: Path, settings: JobSettings, *, cluster: Cluster) -> list[str]:
+    """Removes the jobs that a run's trainings left behind, and says which; whoever started them is gone."""
+    assert settings.launcher != "local"
+    launcher = LAUNCHERS[settings.launcher]
+    removed: list[str] = []
+    for config_path in sorted((run_root / "stages").glob("*/config.json")):
+        removed += _remove_leftovers(cluster, launcher, config_path)
+    return removed
+
+
+def _remove_leftovers(
+    cluster: Cluster, launcher: Launcher, config_path: Path, *, note: Callable[[str], None] | None = None
+) -> list[str]:
+    """Removes jobs of this training whose starter was killed: two would write into one folder. Says which."""
     try:
-        found = cluster.find(launcher.kind, labels=f"{TRAINING_LABEL}={training_digest(spec.config_path)}").items
+        found = cluster.find(launcher.kind, labels=f"{TRAINING_LABEL}={training_digest(config_path)}").items
     except ClusterError as error:
         if error.status == 404:  # creating one will say so better
-            return
+            return []
         raise
+    removed = []
     for job in found:
-        name = job["metadata"]["name"]
-        log.note(f"{launcher.kind.plural}/{name} of an earlier start is removed")
-        left = remove(cluster, launcher, name, seconds=_REMOVAL_SECONDS)
+        name = f"{launcher.kind.plural}/{job['metadata']['name']}"
+        if note is not None:
+            note(f"{name} of an earlier start is removed")
+        left = remove(cluster, launcher, job["metadata"]["name"], seconds=_REMOVAL_SECONDS)
         if left:
             raise ClusterError(
                 f"pod {left[0]} of an earlier start has not ended, and two trainings would write into one folder: "
                 "remove it or its node, then start again",
                 status=409,
             )
+        removed.append(name)
+    return removed
 
 
 def _owner(cluster: Cluster) -> dict[str, Any] | None:
