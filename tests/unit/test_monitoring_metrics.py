@@ -37,9 +37,13 @@ def test_every_metric_that_is_registered_is_known_to_dashboards_and_rules() -> N
 
 
 def test_failures_of_rewards_are_told_by_the_names_in_the_settings() -> None:
-    metrics = reward_metrics()
-    metrics.count([Reward((), failure_reason="ABSTAINED", failed_component="judge")])
-    assert REGISTRY.get_sample_value("rlaif_reward_rewards_total", {"component": "judge", "outcome": "abstained"}) == 1
+    def told() -> float:
+        labels = {"component": "judge", "outcome": "abstained"}
+        return REGISTRY.get_sample_value("rlaif_reward_rewards_total", labels) or 0.0
+
+    before = told()
+    reward_metrics().count([Reward((), failure_reason="ABSTAINED", failed_component="judge")])
+    assert told() == before + 1
 
 
 def test_values_that_others_write_are_bounded() -> None:
