@@ -55,7 +55,19 @@ def kfp_local(folder: Path) -> Iterator[None]:
         warnings.simplefilter("ignore")  # kfp's own
         # Process-wide. use_venv=False runs every task with this interpreter, as it is installed.
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(folder), raise_on_error=False)
-        yield
+        try:
+            yield
+        finally:
+            _remove_cut_off(folder)
+
+
+def _remove_cut_off(folder: Path) -> None:
+    """Removes what tasks could not write to its end, on a full disk say: kfp.local writes its files in place."""
+    for path in folder.rglob("executor_output.json"):
+        try:
+            read_json(path)
+        except ValueError:
+            path.unlink()
 
 
 @contextlib.contextmanager
