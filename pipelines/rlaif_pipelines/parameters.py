@@ -168,6 +168,11 @@ def neutral(pipeline: PipelineName) -> dict[str, Any]:
     return {parameter.name: parameter.kind() for parameter in parameters_of(pipeline) if not parameter.required}
 
 
+def defaults(pipeline: PipelineName) -> dict[str, Any]:
+    """What a run that gives nothing is given on a cluster."""
+    return {parameter.name: parameter.default for parameter in parameters_of(pipeline) if not parameter.required}
+
+
 def required(pipeline: PipelineName, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Values of the parameters without a default, as settings have them; the run's folder aside."""
     found = {}
@@ -181,7 +186,8 @@ def required(pipeline: PipelineName, settings: Mapping[str, Any]) -> dict[str, A
 def settings_from(given: Mapping[str, Any]) -> dict[str, Any]:
     """RunSettings as plain values: `settings` of the parameters, and what the others set.
 
-    SettingsError where a parameter and `settings` say different things.
+    `settings` go before a parameter that has its default, since nobody can tell whether it was given. SettingsError
+    where one that was given says something else.
     """
     settings = _filled(given, under="settings")
     _complete_pods(settings, given)
@@ -204,21 +210,21 @@ def _filled(given: Mapping[str, Any], *, under: str) -> dict[str, Any]:
         *parents, last = path.split(".")
         place = values
         for parent in parents:
-            place = place.setdefault(parent, {})
+            place = _group(place, parent, name=f"{under}.{parent}")
         known = place.setdefault(last, value)
-        if known != value:
+        if known != value and value != parameter.default:
             raise SettingsError(
                 f"{parameter.name} = {value!r}, but {under}.{path} = {known!r}: give one of them", field=parameter.name
             )
     return values
 
 
-def _complete_pods(settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _complete_pods(settings: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Trainings in pods of their own get the tasks' volume, and the trainer's image of the tasks' version."""
     jobs = settings.get("jobs") or {}
-    if jobs.get("launcher", "local") == "local":
+    if not isinstance(jobs, Mapping) or jobs.get("launcher", "local") == "local":
         return
-    pod = jobs.setdefault("pod", {})
+    pod = _group(settings["jobs"], "pod", name="settings.jobs.pod")
     pod.setdefault("volume_claim", given.get("volume_claim") or VOLUME_CLAIM.default)
     if not pod.get("image"):
         pod["image"] = trainer_image(given.get("image") or default_image(), with_gpus=bool(pod.get("gpus")))
@@ -229,5 +235,18 @@ def _setting_parameters() -> Iterator[Parameter]:
     return (parameter for parameter in seen.values() if parameter.setting)
 
 
+def _group(place: dict[str, Any], key: str, *, name: str) -> dict[str, Any]:
+    """The settings under that key, none where it is new."""
+    group = place.setdefault(key, {})
+    if not isinstance(group, dict):
+        raise SettingsError(f"{name} = {group!r}: must hold settings, such as {{name: value}}", field=name)
+    return group
+
+
 def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    """The values without nulls, which parameters of KFP do not have: what is null was not given."""
+    return {
+        key: _copied(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if value is not None
+    }

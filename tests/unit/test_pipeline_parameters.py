@@ -11,7 +11,7 @@ import pytest
 from rlaif.core.errors import SettingsError
 from rlaif_pipelines import mounts
 from rlaif_pipelines.context import read_json, read_rows
-from rlaif_pipelines.parameters import neutral, parameters_of, settings_from
+from rlaif_pipelines.parameters import defaults, neutral, parameters_of, settings_from
 from rlaif_pipelines.stages import runner
 from rlaif_pipelines.stages.prepare import create_run_from
 
@@ -42,6 +42,28 @@ def test_a_parameter_may_repeat_what_settings_say_but_not_contradict_it(tmp_path
     create_run_from(given(tmp_path, seed=3, settings={"seed": 3}))
     with pytest.raises(SettingsError, match=r"num_prompts = 8, but settings\.sampling\.num_prompts = 9: give one"):
         create_run_from(given(tmp_path, num_prompts=8, settings={"sampling": {"num_prompts": 9}}))
+
+
+def test_settings_and_services_go_before_what_a_parameter_says_by_default(tmp_path: Path) -> None:
+    told = {
+        "settings": {"jobs": {"launcher": "indexed_job", "num_nodes": 2}, "policy_resource": "policies/mine"},
+        "services": {"judge": "judge:1"},
+    }
+    found = create_run_from(given(tmp_path, **{**defaults("rlaif"), **told}))
+    assert (found.settings.jobs.launcher, found.settings.jobs.num_nodes) == ("indexed_job", 2)
+    assert (found.policy, found.services.judge) == ("policies/mine", "judge:1")
+    assert found.services.sampler == "rlaif-sampler:50051"
+
+
+@pytest.mark.parametrize("settings", [{"jobs": 3}, {"jobs": {"launcher": "trainjob", "pod": 3}}, {"sampling": 3}])
+def test_a_value_in_the_place_of_settings_is_named(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=r"(jobs|jobs\.pod|sampling) = 3"):
+        create_run_from(given(tmp_path, settings=settings, max_tokens=5, num_nodes=2))
+
+
+def test_a_null_is_not_given(tmp_path: Path) -> None:
+    told = {"jobs": None, "sampling": {"max_tokens": None}}
+    assert create_run_from(given(tmp_path, settings=told, max_tokens=5)).settings.sampling.max_tokens == 5
 
 
 @pytest.mark.parametrize(
@@ -82,7 +104,7 @@ def test_trainings_in_pods_get_what_the_tasks_have(tmp_path: Path, monkeypatch: 
     monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
     monkeypatch.setattr(mounts, "TLS_PATH", str(tmp_path))
     (tmp_path / "ca.crt").touch()
-    on_cluster = {parameter.name: parameter.default for parameter in parameters_of("rlaif")}
+    on_cluster = defaults("rlaif")
     on_cluster |= {"image": "registry.example/rlaif-pipelines:1.2", "gpu_count": 2, "gpu_type": "amd.com/gpu"}
     context = create_run_from(given(tmp_path / "run", **{**on_cluster, "run_root": str(tmp_path / "run")}))
     jobs = context.settings.jobs

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from rlaif.core.errors import InvalidInputError, SettingsError
-from rlaif_pipelines.parameters import RUN_ROOT, settings_from
+from rlaif_pipelines.parameters import RUN_ROOT, defaults, services_from, settings_from
 from rlaif_pipelines.settings import PipelineName, RunSettings, ServiceAddresses, make_settings
 from rlaif_pipelines.submission.package import Parameter
 
@@ -89,7 +89,10 @@ def check_parameters(
     if missing:
         faults.append(f"missing: {', '.join(missing)} (--param NAME=VALUE)")
     if not faults:
-        faults = [*_faults("", lambda: run_settings(checked, pipeline=pipeline)), *_service_faults(checked)]
+        faults = [
+            *_faults(lambda: run_settings(checked, pipeline=pipeline)),
+            *_faults(lambda: _check_services(checked, pipeline=pipeline)),
+        ]
     if faults:
         raise InvalidInputError(f"wrong parameters: {'; '.join(faults)}", field="parameters")
     return checked
@@ -99,10 +102,17 @@ def run_settings(parameters: Mapping[str, Any], *, pipeline: str) -> RunSettings
     """The run's settings as these parameters make them; None where the pipeline is none of ours."""
     if pipeline not in _OURS:
         return None
-    settings = {**settings_from(parameters), "pipeline": _OURS[pipeline]}
+    name = _OURS[pipeline]
+    settings = settings_from({**defaults(name), **parameters})
     if "out" in settings:
         raise SettingsError(f"{SETTINGS}.out: is the parameter {RUN_ROOT.name}", field=f"{SETTINGS}.out")
-    return make_settings({**settings, "out": parameters[RUN_ROOT.name]})
+    if settings.get("pipeline", name) != name:
+        wanted = settings["pipeline"]
+        raise SettingsError(
+            f"{SETTINGS}.pipeline = {wanted!r}, but the pipeline is {name}: name the one you mean by --pipeline",
+            field=f"{SETTINGS}.pipeline",
+        )
+    return make_settings({**settings, "pipeline": name, "out": parameters[RUN_ROOT.name]})
 
 
 def _assign(values: dict[str, Any], text: str, *, option: str, definitions: Mapping[str, Parameter]) -> None:
@@ -127,29 +137,24 @@ def _parsed(text: str, *, where: str, option: str) -> Any:
         raise InvalidInputError(f"{where}: the value is not YAML; quote it", field=option) from None
 
 
-def _service_faults(checked: Mapping[str, Any]) -> list[str]:
-    given = checked.get(SERVICES)
-    if not isinstance(given, Mapping):
-        return []
-
-    def check() -> None:
-        try:
-            ServiceAddresses.model_validate(given)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            if first["type"] == "extra_forbidden":
-                raise SettingsError(_unknown(name, known=ServiceAddresses.model_fields)) from None
-            raise SettingsError(f"{name}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
-
-    return _faults(f"{SERVICES}: ", check)
+def _check_services(parameters: Mapping[str, Any], *, pipeline: str) -> None:
+    if pipeline not in _OURS:
+        return
+    try:
+        ServiceAddresses.model_validate(services_from({**defaults(_OURS[pipeline]), **parameters}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise SettingsError(f"{SERVICES}: {_unknown(name, known=ServiceAddresses.model_fields)}") from None
+        raise SettingsError(f"{SERVICES}.{name}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 
-def _faults(prefix: str, check: Callable[[], object]) -> list[str]:
+def _faults(check: Callable[[], object]) -> list[str]:
     try:
         check()
     except (SettingsError, InvalidInputError) as error:
-        return [f"{prefix}{error.message}"]
+        return [error.message]
     return []
 
 
