@@ -289,10 +289,12 @@ def test_queue_depths_that_scale_are_metrics_of_the_code() -> None:
 def test_the_pods_of_trainings_are_those_that_are_scraped() -> None:
     from rlaif_pipelines.jobs.names import labels
     from rlaif_pipelines.jobs.pods import FIXED_CONTAINER
+    from rlaif_pipelines.jobs.settings import JobSettings
     from rlaif_pipelines.jobs.spec import JobSpec
 
     spec = of_kind(rendered("monitored"), "PodMonitor")["rlaif-training"]["spec"]
-    training = labels(JobSpec("rl", Path("/rlaif/runs/first/stages/train/config.json"), Path("/rlaif/log")), attempt=1)
+    job = JobSpec("rl", Path("/rlaif/runs/first/stages/train/config.json"), Path("/rlaif/log"))
+    training = labels(job, JobSettings(), attempt=1)
     assert spec["selector"]["matchLabels"].items() <= training.items()
     (endpoint,) = spec["podMetricsEndpoints"]
     assert endpoint["port"] in [port["name"] for port in FIXED_CONTAINER["ports"]]

@@ -15,7 +15,7 @@ from kubernetes_schemas import KUBERNETES_VERSIONS, problems
 from rlaif.core.errors import InvalidInputError
 from rlaif_pipelines.jobs import pods
 from rlaif_pipelines.jobs.manifests import Attempt, headless_service, indexed_job, train_job
-from rlaif_pipelines.jobs.names import attempt_name, labels
+from rlaif_pipelines.jobs.names import TRAINING_LABEL, attempt_name, labels
 from rlaif_pipelines.jobs.settings import JobSettings
 from rlaif_pipelines.jobs.spec import JobSpec
 
@@ -41,7 +41,7 @@ CONFIG = Path("/rlaif/runs/first/stages/reward_model-2/config.json")
 def attempt(*, launcher: str = "indexed_job", pod: Object | None = None, **settings: Any) -> Attempt:
     spec = JobSpec("reward", CONFIG, Path("/rlaif/runs/first/logs/reward_model-2.log"), name="reward_model-2")
     given = JobSettings.model_validate({"launcher": launcher, "num_nodes": 2, "pod": pod or POD} | settings)
-    return Attempt(spec, given, name=attempt_name(spec), labels=labels(spec, attempt=1))
+    return Attempt(spec, given, name=attempt_name(spec, given), labels=labels(spec, given, attempt=1))
 
 
 def container_of(job: Object) -> Object:
@@ -140,11 +140,12 @@ def test_processes_share_the_pods_processors_not_the_nodes() -> None:
 @pytest.mark.parametrize("stage", ["train", "reward_model-16", "x" * 80, "-0-", "Ünïcode stage"])
 def test_the_longest_name_of_a_pod_stays_within_what_dns_and_job_sets_allow(stage: str) -> None:
     spec = JobSpec("reward", CONFIG, Path("/rlaif/runs/first/log"), name=stage)
-    name = attempt_name(spec)
+    settings = attempt().settings
+    name = attempt_name(spec, settings)
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name)
     assert len(f"{name}-node-0-999-abcde") <= 63
-    assert attempt_name(spec) != name
-    for value in labels(spec, attempt=1).values():
+    assert attempt_name(spec, settings) != name
+    for value in labels(spec, settings, attempt=1).values():
         assert re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", value)
 
 
@@ -152,6 +153,12 @@ def test_labels_say_which_run_and_stage_a_pod_belongs_to() -> None:
     found = indexed_job(attempt())["spec"]["template"]["metadata"]["labels"]
     assert (found["rlaif/run"], found["rlaif/stage"], found["rlaif/attempt"]) == ("first", "reward_model-2", "1")
     assert (found["app.kubernetes.io/part-of"], found["app.kubernetes.io/component"]) == ("rlaif", "training")
+
+
+def test_trainings_at_the_same_path_of_different_volumes_are_not_taken_for_each_other() -> None:
+    ours, theirs = attempt(), attempt(pod=POD | {"volume_claim": "theirs"})
+    assert ours.spec.config_path == theirs.spec.config_path
+    assert ours.labels[TRAINING_LABEL] == attempt(num_nodes=1).labels[TRAINING_LABEL] != theirs.labels[TRAINING_LABEL]
 
 
 def test_a_run_folder_beside_the_volume_is_refused() -> None:

@@ -17,6 +17,7 @@ Object = dict[str, Any]
 
 _WINDOW_SECONDS: Final = 2
 _OUTAGE_SECONDS: Final = 600.0
+_UNHEARD_PAUSE_SECONDS: Final = 2.0
 _SETTLE_SECONDS: Final = 10.0
 """For the other pods of a job that has failed to end too and say why: the first to be seen need not be the first."""
 _LOG_SECONDS: Final = 10.0
@@ -63,6 +64,8 @@ class AttemptRun:
                 self._heard = time.monotonic()
             except ClusterError as error:
                 over, failure = self._unheard(error)
+                if not over:
+                    time.sleep(_UNHEARD_PAUSE_SECONDS)
             self._pass_on_lines()
             if over:
                 self._finish_logs(failure)

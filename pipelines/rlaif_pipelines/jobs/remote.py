@@ -34,7 +34,7 @@ def run_remote(
     failure: Failure | None = None
     number = 0
     try:
-        _remove_leftovers(cluster, launcher, spec.config_path, note=log.note)
+        _remove_leftovers(cluster, launcher, spec.config_path, settings, note=log.note)
         for number in range(1, settings.attempts + 1):
             failure = _attempt(number, spec, settings, launcher=launcher, cluster=cluster, log=log, on_line=on_line)
             if failure is None or not failure.retry or number == settings.attempts:
@@ -65,8 +65,8 @@ def _attempt(
     attempt = Attempt(
         spec,
         settings,
-        name=attempt_name(spec),
-        labels=labels(spec, attempt=number),
+        name=attempt_name(spec, settings),
+        labels=labels(spec, settings, attempt=number),
         owner=_owner(cluster),
     )
     log.note(f"attempt {number}: {launcher.kind.plural}/{attempt.name} in namespace {cluster.namespace}")
@@ -91,16 +91,21 @@ def release_remote(run_root: Path, settings: JobSettings, *, cluster: Cluster) -
     launcher = LAUNCHERS[settings.launcher]
     removed: list[str] = []
     for config_path in sorted((run_root / "stages").glob("*/config.json")):
-        removed += _remove_leftovers(cluster, launcher, config_path)
+        removed += _remove_leftovers(cluster, launcher, config_path, settings)
     return removed
 
 
 def _remove_leftovers(
-    cluster: Cluster, launcher: Launcher, config_path: Path, *, note: Callable[[str], None] | None = None
+    cluster: Cluster,
+    launcher: Launcher,
+    config_path: Path,
+    settings: JobSettings,
+    *,
+    note: Callable[[str], None] = lambda sentence: None,
 ) -> list[str]:
     """Removes jobs of this training whose starter was killed: two would write into one folder. Says which."""
     try:
-        found = cluster.find(launcher.kind, labels=f"{TRAINING_LABEL}={training_digest(config_path)}").items
+        found = cluster.find(launcher.kind, labels=f"{TRAINING_LABEL}={training_digest(config_path, settings)}").items
     except ClusterError as error:
         if error.status == 404:  # creating one will say so better
             return []
@@ -108,8 +113,7 @@ def _remove_leftovers(
     removed = []
     for job in found:
         name = f"{launcher.kind.plural}/{job['metadata']['name']}"
-        if note is not None:
-            note(f"{name} of an earlier start is removed")
+        note(f"{name} of an earlier start is removed")
         left = remove(cluster, launcher, job["metadata"]["name"], seconds=_REMOVAL_SECONDS)
         if left:
             raise ClusterError(
