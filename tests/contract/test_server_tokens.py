@@ -315,13 +315,14 @@ WRONG_LISTS: dict[str, tuple[Any, str]] = {
     "a token as a row": ("the-secret", "row 2: name, sha256 and roles are expected"),
     "a token beside the rest": (
         GOOD | {"token": "the-secret"},
-        "row 2: unknown key token; known keys: name",
+        "row 2: unknown key; known keys: name",
     ),
     "an unknown role": (GOOD | {"roles": ["the-secret"]}, "row 2: roles must list at least one of reader, caller, tra"),
     "no role": (GOOD | {"roles": []}, "row 2: roles must list at least one of"),
     "no name": ({key: value for key, value in GOOD.items() if key != "name"}, "row 2: name is required"),
     "a name of two words": (GOOD | {"name": "the-secret x"}, "row 2: name must be 1 to 63 letters"),
     "one token twice": (row("eve", "admin"), "one sha256 is listed twice, the last time for eve"),
+    "a token as a key": (GOOD | {"the-secret": ["admin"]}, "row 2: unknown key; known keys: name, sha256, roles"),
 }
 
 
@@ -345,12 +346,40 @@ async def test_a_wrong_list_is_refused_at_start_without_repeating_what_may_be_a_
         (b"\n", "must hold a list of name, sha256 and roles"),
         (b"- {name: x\n", "tokens.yaml, line 2: "),
         (b"\xff", "is not UTF-8"),
+        (b"- *the-secret\n", "tokens.yaml, line 1: this cannot be read as YAML"),
+        (b"- {the-secret: 1, the-secret: 2}\n", "tokens.yaml, line 1: this cannot be read as YAML"),
+        (b"- !the-secret x\n", "tokens.yaml, line 1: this cannot be read as YAML"),
+        (b"- !!int the-secret\n", "tokens.yaml cannot be read as YAML"),
+        (b"- 2026-13-45\n", "tokens.yaml cannot be read as YAML"),
+        (b"[" * 5000, "tokens.yaml cannot be read as YAML"),
     ],
 )
 async def test_a_file_that_is_no_list_is_refused_at_start(tmp_path: Path, content: bytes, sentence: str) -> None:
-    with pytest.raises(SettingsError, match=sentence):
+    with pytest.raises(SettingsError, match=sentence) as caught:
         async with guarded(tmp_path, tokens=content):
             pytest.fail("served with a wrong list")
+    assert "the-secret" not in repr(caught.value.__cause__) + caught.value.message
+
+
+async def test_after_a_file_that_makes_a_library_fail_a_token_can_still_be_revoked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlaif.runtime.reloading._INTERVAL_SECONDS", 0.01)
+    async with guarded(tmp_path) as service, asyncio.timeout(20):
+        failed, taken_up = _failures(), _reloads()
+        (tmp_path / "tokens.yaml").write_bytes(b"- {name: 2026-13-45}\n")
+        await until(lambda: _failures() > failed)
+        assert await actor(service.stub, bearer(secret_of("bob"))) == "token:bob"
+        (tmp_path / "tokens.yaml").write_bytes(rows("alice"))
+        await until(lambda: _reloads() > taken_up)
+        assert (await refusal(actor(service.stub, bearer(secret_of("bob")))))[1] == "TOKEN_UNKNOWN"
+
+
+async def test_an_empty_variable_does_not_open_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLAIF_TOKEN", "")
+    with pytest.raises(SettingsError, match="RLAIF_TOKEN is set and holds nothing"):
+        async with serving(toy_service(ToySampler()), ListenSettings(metrics_address=None)):
+            pytest.fail("served without a token")
 
 
 @pytest.mark.parametrize(
@@ -390,6 +419,10 @@ async def test_metrics_are_for_readers_where_they_ask_for_a_token(tmp_path: Path
 
 def _reloads() -> float:
     return REGISTRY.get_sample_value("rlaif_runtime_reloads_total", {"source": "tokens"}) or 0.0
+
+
+def _failures() -> float:
+    return REGISTRY.get_sample_value("rlaif_runtime_reload_failures_total", {"source": "tokens"}) or 0.0
 
 
 def test_the_documented_table_is_the_codes() -> None:

@@ -69,7 +69,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         load_settings(ExampleSettings, tmp_path / "latin.yaml")
 
 
-@pytest.mark.parametrize("override", ["model", "=x", "model.deep=1", "model=[", "listen=3"])
+@pytest.mark.parametrize("override", ["model", "=x", "model.deep=1", "model=[", "model=2026-13-45", "listen=3"])
 def test_wrong_overrides_are_refused(override: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError):
         load_settings(ExampleSettings, write(tmp_path, "model: a"), [override])

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlaif.core.errors import SettingsError, UnauthenticatedError
 from rlaif.runtime.roles import Role
-from rlaif.runtime.settings import ListenSettings, parse_token, read_token
+from rlaif.runtime.settings import ListenSettings, parse_token, read_own_token
 from rlaif.runtime.tokens import Token, find_token, parse_tokens, sha256
 from rlaif.runtime.watched_files import WatchedFiles
 
@@ -101,7 +101,7 @@ def _admin_token(listen: ListenSettings) -> WatchedFiles[str] | str | None:
         source = str(listen.token_path)
         return WatchedFiles({_TOKEN_KEY: listen.token_path}, lambda read: parse_token(read[_TOKEN_KEY], source=source))
     # Where tokens are listed, the variable is what the service itself sends to others, and makes nobody an admin here.
-    return read_token(None) if listen.tokens_path is None else None
+    return read_own_token() if listen.tokens_path is None else None
 
 
 def _listed_tokens(listen: ListenSettings) -> WatchedFiles[tuple[Token, ...]] | None:

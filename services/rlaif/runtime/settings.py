@@ -200,6 +200,16 @@ def read_token(token_path: Path | None) -> str | None:
     return parse_token(token.encode("utf-8", "replace"), source=TOKEN_VARIABLE) if token else None
 
 
+def read_own_token() -> str | None:
+    """What RLAIF_TOKEN says that callers of a service must send, None where it is not set; SettingsError if empty."""
+    if os.environ.get(TOKEN_VARIABLE) == "":
+        raise SettingsError(
+            f"{TOKEN_VARIABLE} is set and holds nothing: give it the token, or unset it to let everyone call",
+            field="listen.token_path",
+        )
+    return read_token(None)
+
+
 def parse_token(content: bytes, *, source: str) -> str:
     """A bearer token from what a file or variable holds; SettingsError, which does not repeat it, if it is none."""
     token = content.decode("utf-8", "replace").strip()
@@ -219,17 +229,22 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return dict(super().construct_mapping(node, deep=deep))
 
 
-def parse_yaml(content: bytes, *, source: str) -> Any:
-    """What YAML bytes say; SettingsError, naming `source` and the line, when they are no YAML or give a key twice."""
+def parse_yaml(content: bytes, *, source: str, secret: bool = False) -> Any:
+    """What YAML bytes say; SettingsError, naming `source` and the line, when they are no YAML or give a key twice.
+
+    With `secret` the error repeats nothing of what they hold.
+    """
     try:
         return yaml.load(content.decode("utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except UnicodeDecodeError as error:
-        raise SettingsError(f"{source} is not UTF-8") from error
+        raise SettingsError(f"{source} is not UTF-8") from (None if secret else error)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise SettingsError(f"{source}, line {line}: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{source} is not YAML: {error}") from error
+        problem = "this cannot be read as YAML" if secret else error.problem
+        raise SettingsError(f"{source}, line {line}: {problem}") from (None if secret else error)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date such as 2026-13-45 is a ValueError
+        problem = "" if secret else f": {error}"
+        raise SettingsError(f"{source} cannot be read as YAML{problem}") from (None if secret else error)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -253,7 +268,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise SettingsError(f"--set {override}: expected KEY=VALUE", field=key or None)
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise SettingsError(f"--set {override}: the value is not YAML", field=key) from error
     *parents, last = key.split(".")
     place = values

@@ -65,7 +65,7 @@ def describe_token(token: str, *, name: str, roles: Iterable[Role]) -> Token:
 
 def parse_tokens(content: bytes, *, source: str) -> tuple[Token, ...]:
     """The rows of a file; SettingsError, which repeats none of its values, when it is not such a list."""
-    values = parse_yaml(content, source=source)
+    values = parse_yaml(content, source=source, secret=True)
     if not isinstance(values, list):
         raise SettingsError(f"{source} must hold a list of name, sha256 and roles ([] for no token)")
     try:
@@ -106,7 +106,7 @@ def _explain_one(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{row}{field} is required"
     if problem["type"] == "extra_forbidden":
-        return f"{row}unknown key {field}; known keys: {', '.join(Token.model_fields)}"
+        return f"{row}unknown key; known keys: {', '.join(Token.model_fields)}"
     if problem["type"] == "too_long" and not field:
         return f"at most {_MAX_TOKENS} tokens"
     return f"{row}{_RULES.get(field, 'name, sha256 and roles are expected')}"

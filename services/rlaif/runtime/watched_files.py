@@ -29,7 +29,7 @@ class WatchedFiles(Generic[Value]):
         self._paths = dict(paths)
         self._load = load
         contents = self._read()
-        self.value = self._load(contents)
+        self.value = self._loaded(contents)
         self._digest = _digest(contents)
 
     def refresh(self) -> bool:
@@ -38,11 +38,21 @@ class WatchedFiles(Generic[Value]):
         digest = _digest(contents)
         if digest == self._digest:
             return False
-        value = self._load(contents)
+        value = self._loaded(contents)
         if _digest(self._read()) != digest:
             raise SettingsError(f"{', '.join(map(str, self._paths.values()))}: changed while they were read")
         self.value, self._digest = value, digest
         return True
+
+    def _loaded(self, contents: Mapping[str, bytes]) -> Value:
+        try:
+            return self._load(contents)
+        except SettingsError:
+            raise
+        except Exception as error:
+            # Parsers fail in ways that they do not list, and whoever looks again must not end over it.
+            paths = ", ".join(map(str, self._paths.values()))
+            raise SettingsError(f"{paths} cannot be used: {type(error).__name__}") from error
 
     def _read(self) -> dict[str, bytes]:
         return {key: read_file(path, key=key) for key, path in self._paths.items()}
