@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,44 @@ def test_down_and_status_of_a_folder_where_nothing_runs(tmp_path: Path, capsys: 
     assert "nothing runs" in capsys.readouterr().out
     assert main.execute(["status", "--state", str(tmp_path)]) == 1
     assert capsys.readouterr().out.count("not started") == 4
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["up", "--state", "FILE"],
+        ["report", "TORN"],
+        ["compile", "-o", "FILE/rlaif.yaml"],
+        ["playground", "build", "--out", "FILE"],
+    ],
+)
+def test_a_place_that_cannot_be_used_is_one_sentence_that_names_it(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "run.json").write_text("{")
+    places = {"FILE": str(tmp_path / "file"), "TORN": str(tmp_path / "torn")}
+    named = [word.replace("FILE", places["FILE"]).replace("TORN", places["TORN"]) for word in arguments]
+    assert main.execute(named) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert str(tmp_path) in lines[0]
+
+
+def test_a_state_that_is_a_file_has_no_services(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main.execute(["status", "--state", str(tmp_path / "file")]) == 1
+    assert capsys.readouterr().out.count("not started") == 4
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.execute(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"rlaif {metadata.version('kube-rlaif')}"
+
+
+def test_the_help_of_the_command_has_every_verb_in_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.execute(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "─ Commands ─" not in text
+    assert [text.count(f"─ {group} ─") for group in ("Train", "Services", "On Kubeflow Pipelines")] == [1, 1, 1]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from report_fixtures import NASTY, STAGES, write_constitutional, write_run
-from rlaif.core.errors import RlaifError
+from rlaif.core.errors import InvalidInputError, RlaifError
 from rlaif_pipelines.report import build
 from rlaif_pipelines.report.plots import Series, histogram, interval_bar, line_chart, ticks
 from rlaif_pipelines.report.reproduce import command_line
@@ -83,6 +83,34 @@ def test_a_folder_with_nothing_but_its_record_has_a_report(tmp_path: Path) -> No
     assert report["verdict"] == "unknown"
     assert report["command"] == "rlaif run --out runs/again"
     assert "The run has not finished" in page
+
+
+@pytest.mark.parametrize("record", [None, "{", "[]"])
+def test_a_folder_without_a_whole_record_is_no_run(record: str | None, tmp_path: Path) -> None:
+    if record is not None:
+        (tmp_path / "run.json").write_text(record)
+    with pytest.raises(InvalidInputError, match=r"not a run folder: its run\.json is missing or not whole"):
+        build(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "begins", "headline"),
+    [
+        ({"pipeline": "label-only"}, "labels, nothing trained · playground ·", "The labels passed the gate"),
+        (
+            {"pipeline": "judge-benchmark", "pairs": {"path": "pairs.jsonl"}, "judge": "playground"},
+            "the judge against given labels · pairs.jsonl ·",
+            "The run has not finished.",
+        ),
+    ],
+)
+def test_a_smaller_pipeline_is_not_told_as_a_training(
+    settings: dict[str, Any], begins: str, headline: str, tmp_path: Path
+) -> None:
+    _, page = report_of(write_run(tmp_path / "run", upto="gate", settings=settings))
+    assert begins in page
+    assert headline in page
+    assert "GRPO" not in page
 
 
 def test_a_gate_that_did_not_pass_is_the_headline_and_its_cell_is_marked(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from rlaif.core.constitution import Constitution, parse_constitution
-from rlaif.core.errors import RlaifError
+from rlaif.core.errors import InvalidInputError, RlaifError
 from rlaif_pipelines.context import kind_of_training
 
 Outcome = Literal["finished", "gated", "failed", "unfinished"]
@@ -135,8 +135,10 @@ class RunFacts:
 
 
 def read_run(root: Path) -> RunFacts:
-    """The facts of a run folder; it needs no more than run.json."""
-    record = json.loads((root / "run.json").read_text(encoding="utf-8"))
+    """The facts of a run folder; it needs no more than run.json. InvalidInputError where that is not whole."""
+    record = _read(root / "run.json")
+    if not isinstance(record, dict):
+        raise InvalidInputError(f"{root} is not a run folder: its run.json is missing or not whole", field="folder")
     stages = _stages(root)
     return RunFacts(
         root=root,

@@ -20,6 +20,11 @@ _ROUTES: Final = {
     ("sft", "judge"): "fine-tuning on replies of its own, revised",
     ("sft", "model"): "fine-tuning on replies of its own, revised",
 }
+_OTHER_PIPELINES: Final = {
+    "label-only": "labels, nothing trained",
+    "evaluate-only": "a given model against the policy",
+    "judge-benchmark": "the judge against given labels",
+}
 _Chart = tuple[str, str, str, str]
 """Key of a step's line, title, meaning, style."""
 _CHARTS: Final[Sequence[_Chart]] = (
@@ -70,7 +75,7 @@ def view(facts: RunFacts, summary: Mapping[str, Any]) -> dict[str, Any]:
         "summary": summary,
         "banner": banner(facts, summary),
         "route": _route(facts),
-        "world": "playground" if facts.playground else str(settings.get("prompts")),
+        "world": _world(facts),
         "out": settings.get("out") or facts.root.name,
         "num_rounds": settings.get("rounds", 1),
         "begun": str(facts.record.get("created", ""))[:19].replace("T", " "),
@@ -95,8 +100,16 @@ def view(facts: RunFacts, summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _world(facts: RunFacts) -> str:
+    """Where the texts come from."""
+    given = (facts.settings.get("pairs") or {}).get("path") or facts.settings.get("prompts")
+    return "playground" if given is None else str(given)
+
+
 def _route(facts: RunFacts) -> str:
     settings = facts.settings
+    if facts.pipeline in _OTHER_PIPELINES:
+        return _OTHER_PIPELINES[facts.pipeline]
     route = _ROUTES.get((settings.get("algorithm", "grpo"), settings.get("reward", "judge")), "")
     first = (settings.get("constitutional") or {}).get("enabled") and settings.get("algorithm") != "sft"
     return f"the constitutional stage, then {route}" if first else route

@@ -84,7 +84,8 @@ def _evidence(summary: Mapping[str, Any]) -> str:
 
 def _not_claimed(facts: RunFacts, summary: Mapping[str, Any]) -> Sequence[str]:
     if facts.pipeline == "label-only":
-        return ["Labels are one judge's preferences under one constitution; nobody independent has looked at them."]
+        looked = "only the playground's gold rules have" if facts.playground else "nobody independent has"
+        return [f"Labels are one judge's preferences under one constitution; {looked} looked at them."]
     if facts.pipeline == "judge-benchmark":
         return [
             "The given labels are taken for right; where people disagree, no judge can agree with all of them.",

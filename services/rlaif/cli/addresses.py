@@ -39,7 +39,7 @@ def read_announcement(path: Path) -> Announcement | None:
     """What a service wrote about itself, or None if it has not."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
     return Announcement(
         name=path.stem, address=said["address"], metrics_address=said.get("metrics_address"), pid=int(said["pid"])

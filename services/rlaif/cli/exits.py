@@ -17,6 +17,7 @@ INTERRUPTED: Final = 130
 
 _NO_ROOM_BYTES = 4 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_WRONG_PLACE = (errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS)
 _NO_SPACE_TEXTS = (
     "No space left on device",
     "Disk quota exceeded",
@@ -65,6 +66,13 @@ def disk_full_error(error: OSError) -> DiskFullError | None:
         return None
     place = f" at {error.filename}" if error.filename else ""
     return DiskFullError(f"the disk is full{place}: free some space, then start the same command again; it continues")
+
+
+def wrong_place_error(error: OSError) -> InvalidInputError | None:
+    """A sentence for a path that cannot be read or written as it was to be, or None if `error` says something else."""
+    if error.filename is None or error.errno not in _WRONG_PLACE:
+        return None
+    return InvalidInputError(f"{error.filename}: {error.strerror}: give another place, or the right to use this one")
 
 
 def is_disk_full(path: Path) -> bool:

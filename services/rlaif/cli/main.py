@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -48,26 +48,46 @@ app = typer.Typer(
     epilog="Start here: [bold]rlaif run[/bold] takes the built-in playground through the whole loop in minutes. "
     "Exit codes: 0 done, 1 failed, 2 wrong input or settings, 3 stopped by a gate or guard, 130 interrupted.",
 )
-app.command("run", epilog=run.EPILOG)(run.run)
-app.command("report", epilog=report.EPILOG)(report.report)
-app.command("up", epilog=up.EPILOG)(up.up)
-app.command("status", epilog=status.EPILOG)(status.status)
-app.command("down", epilog=down.EPILOG)(down.down)
-app.command("serve", epilog=serve.EPILOG)(serve.serve)
-app.command("compile", epilog=compile_verb.EPILOG)(compile_verb.compile_)
-app.command("plan", epilog=plan.EPILOG)(plan.plan)
-app.command("submit", epilog=submit.EPILOG)(submit.submit)
-app.command("logs", epilog=logs.EPILOG)(logs.logs)
-app.command("cancel", epilog=cancel.EPILOG)(cancel.cancel)
-app.add_typer(runs.app, name="runs")
-app.add_typer(schedule.app, name="schedule")
-app.add_typer(constitution.app, name="constitution")
-app.add_typer(judge.app, name="judge")
-app.add_typer(labels.app, name="labels")
-app.add_typer(ledger.app, name="ledger")
-app.add_typer(playground.app, name="playground")
-app.add_typer(reward.app, name="reward")
-app.add_typer(token.app, name="token")
+_TRAIN, _CHECK, _SERVE, _CLUSTER = "Train", "Judge, labels, evidence", "Services", "On Kubeflow Pipelines"
+
+app.command("run", epilog=run.EPILOG, rich_help_panel=_TRAIN)(run.run)
+app.command("plan", epilog=plan.EPILOG, rich_help_panel=_TRAIN)(plan.plan)
+app.command("report", epilog=report.EPILOG, rich_help_panel=_TRAIN)(report.report)
+app.add_typer(playground.app, name="playground", rich_help_panel=_TRAIN)
+app.add_typer(judge.app, name="judge", rich_help_panel=_CHECK)
+app.add_typer(constitution.app, name="constitution", rich_help_panel=_CHECK)
+app.add_typer(labels.app, name="labels", rich_help_panel=_CHECK)
+app.add_typer(reward.app, name="reward", rich_help_panel=_CHECK)
+app.add_typer(ledger.app, name="ledger", rich_help_panel=_CHECK)
+app.command("up", epilog=up.EPILOG, rich_help_panel=_SERVE)(up.up)
+app.command("status", epilog=status.EPILOG, rich_help_panel=_SERVE)(status.status)
+app.command("down", epilog=down.EPILOG, rich_help_panel=_SERVE)(down.down)
+app.command("serve", epilog=serve.EPILOG, rich_help_panel=_SERVE)(serve.serve)
+app.add_typer(token.app, name="token", rich_help_panel=_SERVE)
+app.command("compile", epilog=compile_verb.EPILOG, rich_help_panel=_CLUSTER)(compile_verb.compile_)
+app.command("submit", epilog=submit.EPILOG, rich_help_panel=_CLUSTER)(submit.submit)
+app.add_typer(runs.app, name="runs", rich_help_panel=_CLUSTER)
+app.command("logs", epilog=logs.EPILOG, rich_help_panel=_CLUSTER)(logs.logs)
+app.command("cancel", epilog=cancel.EPILOG, rich_help_panel=_CLUSTER)(cancel.cancel)
+app.add_typer(schedule.app, name="schedule", rich_help_panel=_CLUSTER)
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"rlaif {version('kube-rlaif')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> NoReturn:
@@ -85,10 +105,10 @@ def execute(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.DONE
     except OSError as error:
-        full = exits.disk_full_error(error)
-        if full is None:
+        told = exits.disk_full_error(error) or exits.wrong_place_error(error)
+        if told is None:
             raise
-        return _explain(full)
+        return _explain(told)
     except _UsageError as error:
         error.show()
         return exits.WRONG_INPUT

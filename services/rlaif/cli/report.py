@@ -15,10 +15,6 @@ EPILOG = (
 
 def report(folder: Annotated[Path, typer.Argument(help="Run folder, the --out of `rlaif run`.")]) -> None:
     """Write report.html and report.json from the files of a run folder."""
-    from rlaif.core.errors import InvalidInputError
-
-    if not (folder / "run.json").is_file():
-        raise InvalidInputError(f"{folder} is not a run folder: it has no run.json", field="folder")
     from rlaif_pipelines.report import build
 
     typer.echo(str(build(folder)))
