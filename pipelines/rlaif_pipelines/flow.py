@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,10 +63,13 @@ def build_pipeline(name: PipelineName = "rlaif", options: GraphOptions | None = 
     return dsl.pipeline(name=name if name == "rlaif" else f"rlaif-{name}", description=description)(graph)
 
 
-def compile_pipeline(path: Path, *, name: PipelineName = "rlaif", options: GraphOptions | None = None) -> None:
-    """Write a pipeline as YAML for Kubeflow Pipelines: the graph, and a second document with what is Kubernetes'."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(build_pipeline(name, options), str(path))
+def compiled_pipeline(name: PipelineName = "rlaif", options: GraphOptions | None = None) -> str:
+    """A pipeline as YAML for Kubeflow Pipelines: the graph, and a second document with what is Kubernetes'."""
+    with tempfile.TemporaryDirectory(prefix="rlaif-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # kfp's own
+        path = Path(folder, "pipeline.yaml")
+        compiler.Compiler().compile(build_pipeline(name, options), str(path))
+        return path.read_text(encoding="utf-8")
 
 
 def _rlaif(given: Given, options: GraphOptions) -> None:

@@ -161,7 +161,7 @@ def test_a_malformed_parameter_is_named(text: str, said: str) -> None:
     [
         (b"a: [", "run.yaml:1: is neither YAML nor JSON"),
         (b"- a", "must hold a mapping"),
-        (b"\xff\xfe\xfd", "neither"),
+        (b"\xff\xfe\xfd", "is not UTF-8 text"),
         (None, "cannot be read"),
     ],
 )
@@ -316,6 +316,9 @@ def test_the_environment_names_what_options_do_not(tmp_path: Path) -> None:
         ("ftp://x", "is no address"),
         ("https://x/#/runs", "is no address"),
         ("https://x:port", "is no address"),
+        ("http://[::1", "is no address"),
+        ("http://a b", "is no address"),
+        ("http://me:secret@[::1", "holds a user or a password"),
     ],
 )
 def test_hosts_that_will_not_do_are_refused(host: str, said: str) -> None:

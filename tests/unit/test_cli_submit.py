@@ -114,6 +114,7 @@ def test_another_pipeline_has_another_name(api: PipelinesApi, capsys: pytest.Cap
         ([RUN_ROOT, "--param=image=mine:1"], "give trainer_image"),
         ([RUN_ROOT, "--rounds=2", "--set=rounds=3"], "settings.rounds is 3: give one of them"),
         ([RUN_ROOT, "--params=nowhere.yaml"], "--params nowhere.yaml: cannot be read"),
+        ([RUN_ROOT, "--params=/dev/zero"], "--params /dev/zero: is longer than 4,194,304 bytes"),
         ([], "missing: run_root"),
         (["--pipeline=labelonly"], "did you mean label-only?"),
         (["--pipeline=nowhere.yaml"], "--pipeline nowhere.yaml: cannot be read"),
@@ -124,6 +125,27 @@ def test_wrong_input_is_one_sentence_and_nothing_is_sent(
 ) -> None:
     code, out, err = run(capsys, "submit", *arguments)
     assert (code, out, api.requests) == (2, "", [])
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-o", "folder"], "--output folder: must end with .yaml"),
+        (["-o", "folder.yaml"], "--output folder.yaml: cannot be written (Is a directory)"),
+        (["-o", "/proc/none/a.yaml"], "--output /proc/none/a.yaml: cannot be written (No such file or directory)"),
+        (["-o", "a.yaml", "--picture", "/proc/none/a.svg"], "--picture /proc/none/a.svg: cannot be written"),
+        (["-o", "a.yaml", "--pipeline", "label-only", "--rounds", "2"], "has neither rounds nor"),
+    ],
+)
+def test_what_cannot_be_compiled_or_written_is_one_sentence(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.yaml").mkdir()
+    code, out, err = run(capsys, "compile", *arguments)
+    assert (code, out) == (2, "")
     assert said in err
     assert len(err.splitlines()) == 1
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -17,7 +16,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 
 from rlaif.core.errors import SettingsError
 from rlaif_pipelines import components
-from rlaif_pipelines.flow import GraphOptions, compile_pipeline
+from rlaif_pipelines.flow import GraphOptions, compiled_pipeline
 from rlaif_pipelines.mounts import default_image
 from rlaif_pipelines.parameters import PLACEMENT, Parameter, parameters_of
 from rlaif_pipelines.placement import Retries
@@ -31,10 +30,7 @@ NAMES: tuple[PipelineName, ...] = get_args(PipelineName)
 @functools.cache
 def text(*, name: PipelineName = "rlaif", **options: Any) -> str:
     """The compiled pipeline; each is compiled once."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "not-there-yet", "rlaif.yaml")
-        compile_pipeline(path, name=name, options=GraphOptions(**options))
-        return path.read_text()
+    return compiled_pipeline(name, GraphOptions(**options))
 
 
 def documents(*, name: PipelineName = "rlaif", **options: Any) -> tuple[Spec, Spec]:

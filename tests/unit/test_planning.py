@@ -399,6 +399,8 @@ def test_the_command_prints_json_and_heeds_its_options(capsys: pytest.CaptureFix
         (["--gpu", "l40s-48gb", "--gpus", "judge=3"], "takes 2 of l40s-48gb, so give a multiple"),
         (["--gpus", "jugde=2"], "--gpus jugde=2: must be ROLE=N"),
         (["--set", "rl.steps=0"], "rl.steps = 0"),
+        (["--set", "engine=3"], "engine = 3: input should be"),
+        (["--hardware", "/dev/zero"], "--hardware /dev/zero: is longer than 1,048,576 bytes"),
         (["--set", "pipeline=judge-benchmark", "--set", "pairs.path=x"], "not judge-benchmark"),
         (["--constitution", "nowhere"], "neither a file nor a shipped constitution"),
         (["--hardware", "nowhere.yaml"], "--hardware nowhere.yaml: cannot be read"),

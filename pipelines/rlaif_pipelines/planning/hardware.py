@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from rlaif.core.errors import InvalidInputError, SettingsError
 from rlaif.runtime.settings import SettingsModel
+from rlaif_pipelines.named_file import read_text
 
 Work = Literal["training", "prefill", "decode"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -119,13 +120,10 @@ def load_hardware(path: Path | None = None) -> Hardware:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
+    text = read_text(path, option="--hardware", most_bytes=_MAX_FILE_BYTES)
     try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise InvalidInputError(f"--hardware {path}: is longer than {_MAX_FILE_BYTES >> 20} MiB")
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInputError(f"--hardware {path}: cannot be read ({error.strerror})", field="--hardware") from None
-    except (yaml.YAMLError, UnicodeError, RecursionError):
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError):
         raise InvalidInputError(f"--hardware {path}: is not YAML", field="--hardware") from None
     return _mapping(found, path, "the file")
 

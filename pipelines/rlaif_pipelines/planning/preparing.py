@@ -47,9 +47,10 @@ def prepare_plan(values: Mapping[str, Any], options: PlanOptions) -> Planner:
     values = dict(values)
     if values.get("prompts") is None and values.get("policy") not in (None, PLAYGROUND):
         values["prompts"] = _UNNAMED_PROMPTS  # so that sizes are those for other people's models
-    engine = values.get("engine") if isinstance(values.get("engine"), Mapping) else {}
-    added = {key: value for key, value in _GPU_ENGINE.items() if key not in (engine or {})}
-    values["engine"] = {**added, **(engine or {})}
+    engine, added = values.get("engine") or {}, {}
+    if isinstance(engine, Mapping):
+        added = {key: value for key, value in _GPU_ENGINE.items() if key not in engine}
+        values["engine"] = {**added, **engine}
     settings = make_settings(values)
     if settings.pipeline == "judge-benchmark":
         raise InvalidInputError(

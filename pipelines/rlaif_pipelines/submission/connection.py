@@ -13,6 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from rlaif.core.errors import InvalidInputError
+from rlaif_pipelines.named_file import read_text
 
 HOST_VARIABLES: Final = ("RLAIF_KFP_HOST", "KF_PIPELINES_ENDPOINT")
 UI_HOST_VARIABLES: Final = ("RLAIF_KFP_UI_HOST", "KF_PIPELINES_UI_ENDPOINT")
@@ -140,33 +141,26 @@ def _read_headers(path: Path) -> dict[str, str]:
 
 
 def _read_secret(path: Path, *, option: str) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_SECRET_BYTES + 1)
-        text = data.decode("utf-8").strip()
-    except OSError as error:
-        raise InvalidInputError(f"{option} {path}: cannot be read ({error.strerror})", field=option) from None
-    except UnicodeDecodeError:
-        raise InvalidInputError(f"{option} {path}: is not text", field=option) from None
-    if not text or len(data) > _MAX_SECRET_BYTES:
-        what = "is empty" if not text else f"is longer than {_MAX_SECRET_BYTES} bytes"
-        raise InvalidInputError(f"{option} {path}: {what}", field=option)
+    text = read_text(path, option=option, most_bytes=_MAX_SECRET_BYTES).strip()
+    if not text:
+        raise InvalidInputError(f"{option} {path}: is empty", field=option)
     return text
 
 
 def _checked_url(url: str, *, option: str) -> str:
     if "://" not in url:
         raise InvalidInputError(f"{option} {url}: begin it with https:// or http://", field=option)
-    parts = urlsplit(url)
-    if "@" in parts.netloc:
+    if "@" in url.partition("://")[2].partition("/")[0]:
         raise InvalidInputError(
             f"{option}: holds a user or a password, which addresses must not; use --header-file", field=option
         )
     try:
+        parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        valid = valid and url.isprintable() and " " not in url and not (parts.query or parts.fragment)
     except ValueError:
         valid = False
-    if not valid or parts.query or parts.fragment:
+    if not valid:
         raise InvalidInputError(
             f"{option} {url}: is no address such as https://kubeflow.example.com/pipeline", field=option
         )

@@ -13,6 +13,7 @@ import yaml
 
 from rlaif.core.canonical import digest
 from rlaif.core.errors import InvalidInputError
+from rlaif_pipelines.named_file import read_text
 
 MAX_PACKAGE_BYTES: Final = 32 << 20
 """The API takes no larger files."""
@@ -45,13 +46,11 @@ class Package:
             warnings.simplefilter("ignore")  # kfp's own
             from kfp.pipeline_spec import pipeline_spec_pb2
 
-        if len(text.encode()) > MAX_PACKAGE_BYTES:
-            raise _no_pipeline(source, f"is longer than {MAX_PACKAGE_BYTES >> 20} MiB")
         try:
             # The loader in C, where there is one: it takes a tenth of the time.
             loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
             documents = tuple(document for document in yaml.load_all(text, loader) if document is not None)
-        except (yaml.YAMLError, UnicodeError, RecursionError):
+        except (yaml.YAMLError, RecursionError):
             raise _no_pipeline(source, "is not YAML") from None
         if not 1 <= len(documents) <= 2 or not isinstance(documents[0], dict) or "pipelineInfo" not in documents[0]:
             raise _no_pipeline(source, "is no compiled pipeline; `rlaif compile -o FILE` writes one")
@@ -66,14 +65,7 @@ class Package:
     @classmethod
     def of_file(cls, path: Path) -> Package:
         """The pipeline in that file."""
-        try:
-            if path.stat().st_size > MAX_PACKAGE_BYTES:
-                raise _no_pipeline(str(path), f"is longer than {MAX_PACKAGE_BYTES >> 20} MiB")
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise _no_pipeline(str(path), f"cannot be read ({error.strerror})") from None
-        except UnicodeDecodeError:
-            raise _no_pipeline(str(path), "is not UTF-8 text") from None
+        text = read_text(path, option="--pipeline", most_bytes=MAX_PACKAGE_BYTES)
         return cls.of_text(text, source=str(path))
 
     @property

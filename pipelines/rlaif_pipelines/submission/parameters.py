@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from rlaif.core.errors import InvalidInputError, SettingsError
+from rlaif_pipelines.named_file import read_text
 from rlaif_pipelines.parameters import RUN_ROOT, defaults, services_from, settings_from
 from rlaif_pipelines.settings import PipelineName, RunSettings, ServiceAddresses, make_settings
 from rlaif_pipelines.submission.package import Parameter
@@ -31,19 +32,15 @@ _TYPES: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
 
 def read_parameters(path: Path) -> dict[str, Any]:
     """The parameters that a YAML or JSON file holds."""
-    option = f"--params {path}"
+    text = read_text(path, option="--params", most_bytes=_MAX_FILE_BYTES)
     try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise InvalidInputError(f"{option}: is longer than {_MAX_FILE_BYTES >> 20} MiB", field="--params")
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInputError(f"{option}: cannot be read ({error.strerror})", field="--params") from None
-    except (yaml.YAMLError, UnicodeError, RecursionError) as error:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = "" if line is None else f":{line + 1}"
-        raise InvalidInputError(f"{option}{where}: is neither YAML nor JSON", field="--params") from None
+        raise InvalidInputError(f"--params {path}{where}: is neither YAML nor JSON", field="--params") from None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise InvalidInputError(f"{option}: must hold a mapping of parameters to values", field="--params")
+        raise InvalidInputError(f"--params {path}: must hold a mapping of parameters to values", field="--params")
     return found
 
 

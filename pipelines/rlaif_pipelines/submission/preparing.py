@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,13 +82,10 @@ def compile_package(
     name: PipelineName = "rlaif", *, rounds: int = 1, constitutional: ConstitutionalStage = "none"
 ) -> Package:
     """The pipeline of that name, compiled."""
-    from rlaif_pipelines.flow import GraphOptions, compile_pipeline
+    from rlaif_pipelines.flow import GraphOptions, compiled_pipeline
 
-    with tempfile.TemporaryDirectory(prefix="rlaif-") as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # kfp's own
-        path = Path(folder) / "pipeline.yaml"
-        compile_pipeline(path, name=name, options=GraphOptions(rounds=rounds, constitutional=constitutional))
-        return Package.of_file(path)
+    text = compiled_pipeline(name, GraphOptions(rounds=rounds, constitutional=constitutional))
+    return Package.of_text(text, source=name)
 
 
 def _known(name: str) -> PipelineName:

@@ -36,23 +36,33 @@ def compile_(
 
     What people change from run to run are parameters of the pipeline; what shapes the graph is decided here.
     """
-    from rlaif_pipelines.flow import GraphOptions, compile_pipeline
+    from rlaif.cli.inputs import writing
+    from rlaif.core.errors import InvalidInputError
+    from rlaif.runtime.artifacts import atomic_write_text
+    from rlaif_pipelines.flow import GraphOptions, compiled_pipeline
     from rlaif_pipelines.placement import Retries
 
+    if output.suffix not in (".yaml", ".yml"):
+        raise InvalidInputError(
+            f"--output {output}: must end with .yaml, by which `rlaif submit` tells a file from a name",
+            field="--output",
+        )
     options = GraphOptions(rounds=rounds, constitutional=constitutional, image=image, retries=Retries(count=retries))
-    compile_pipeline(output, name=pipeline, options=options)
+    text = compiled_pipeline(pipeline, options)
+    with writing(output, "--output"):
+        atomic_write_text(output, text)
     if picture is not None:
-        _draw(output, picture)
+        with writing(picture, "--picture"):
+            atomic_write_text(picture, _drawn(text))
     typer.echo(f"{output}: {', '.join(_words(pipeline, rounds, constitutional))}")
 
 
-def _draw(compiled: Path, picture: Path) -> None:
+def _drawn(text: str) -> str:
     import yaml
 
-    from rlaif.runtime.artifacts import atomic_write_text
     from rlaif_pipelines.picture import draw
 
-    atomic_write_text(picture, draw(next(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))))
+    return draw(next(yaml.safe_load_all(text)))
 
 
 def _words(pipeline: str, rounds: int, constitutional: str) -> list[str]:
