@@ -116,6 +116,13 @@ async def test_an_error_travels_as_a_status_and_comes_back_as_itself(toy: Toy, v
         assert caught.value.metadata == sent.metadata
 
 
+async def test_what_a_caller_sent_fills_no_log(toy: Toy, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    await refused(toy.plain.GetPolicy(pb.GetPolicyRequest(name="long")))
+    (told,) = [record for record in caplog.records if record.getMessage() == "call failed"]
+    assert 100 < len(told.rlaif_fields["error"]) < 1000  # type: ignore[attr-defined]
+
+
 async def test_details_say_what_their_kind_can_say(toy: Toy) -> None:
     expected = {
         "invalid": error_details_pb2.BadRequest,

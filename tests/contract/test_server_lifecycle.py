@@ -25,6 +25,7 @@ from rlaif.runtime.server import Server, serving
 from rlaif.runtime.settings import ClientSettings, ListenSettings
 from rlaif.v1 import sampler_service_pb2 as pb
 from rlaif.v1 import sampler_service_pb2_grpc
+from tls_fixtures import until
 from toy_service import NAME, ToySampler, toy_service
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -113,6 +114,28 @@ async def test_a_reflection_stream_left_open_does_not_hold_up_the_drain() -> Non
         drained = asyncio.get_running_loop().time() + 10
     assert asyncio.get_running_loop().time() < drained
     await channel.close()
+
+
+async def test_probes_read_not_serving_while_the_last_calls_are_answered() -> None:
+    servicer = ToySampler()
+    server = Server(toy_service(servicer), QUIET.model_copy(update={"health_address": "127.0.0.1:0"}))
+    await server.bind()
+    await server.start()
+    assert server.health_address is not None
+    async with (
+        grpc.aio.insecure_channel(server.address) as channel,
+        grpc.aio.insecure_channel(server.health_address) as probing,
+        asyncio.timeout(20),
+    ):
+        slow = sampler_service_pb2_grpc.SamplerServiceStub(channel).GetPolicy(pb.GetPolicyRequest(name="sleep:1"))
+        await until(lambda: servicer.num_calls == 1)
+        stopping = asyncio.create_task(server.stop())
+        health = health_pb2_grpc.HealthStub(probing)
+        while await check(health, NAME) == SERVING:
+            pass
+        assert not slow.done()
+        await slow
+        await stopping
 
 
 async def test_a_port_in_use_is_refused_whether_for_calls_or_metrics() -> None:

@@ -13,6 +13,8 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
+_MAX_NAME_CHARACTERS = 100
+
 LIVENESS: Final = "liveness"
 """Name that says SERVING for as long as the process is of use: while it loads, is behind or drains, too."""
 
@@ -60,7 +62,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> health_pb2.HealthCheckResponse:
         if request.service not in self._names:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r} here")
+            name = request.service[:_MAX_NAME_CHARACTERS]
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {name!r} here")
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
     async def Watch(  # noqa: N802 - the contract's name
@@ -87,3 +90,18 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated
         if name not in self._names:
             return int(_UNKNOWN)
         return int(_SERVING if (self._alive if name == LIVENESS else self._serving) else _NOT_SERVING)
+
+
+class Probes(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated without types
+    """What `health` says to those who ask once: streams would hold the few places that probes have."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    async def Check(  # noqa: N802 - the contract's name
+        self, request: health_pb2.HealthCheckRequest, context: Any
+    ) -> health_pb2.HealthCheckResponse:
+        return await self._health.Check(request, context)
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802 - likewise
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this port answers Check alone")

@@ -141,8 +141,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
                 # A fault of ours needs its cause; a refusal does not.
                 write = _log.exception if code is grpc.StatusCode.INTERNAL else _log.info
                 who = {"actor": current_actor(), "peer": call.peer}
-                write("call failed", method=name, code=code.name, reason=error.reason, error=error.message, **who)
-                await _abort(context, call, status.to_status(error), code)
+                answer = status.to_status(error)
+                # The answer's message: it is cut where the error's repeats what the caller sent.
+                write("call failed", method=name, code=code.name, reason=error.reason, error=answer.message, **who)
+                await _abort(context, call, answer, code)
             except Exception:  # noqa: BLE001 - the caller must learn nothing of it, the log everything
                 code = grpc.StatusCode.INTERNAL
                 _log.exception("call crashed", method=name)

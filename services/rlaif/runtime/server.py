@@ -21,7 +21,7 @@ from rlaif.runtime.addresses import cannot_listen, check_free, is_loopback, join
 from rlaif.runtime.artifacts import atomic_write_text
 from rlaif.runtime.authentication import Authenticator
 from rlaif.runtime.certificates import ServerCertificates
-from rlaif.runtime.health import Health
+from rlaif.runtime.health import Health, Probes
 from rlaif.runtime.interceptors import CallInterceptor
 from rlaif.runtime.logging import EventLogger, configure_logging
 from rlaif.runtime.metrics_endpoint import serve_metrics
@@ -37,8 +37,8 @@ _FLUSH_SECONDS = 0.5
 _QUIET_SECONDS, _LAME_SECONDS = 0.1, 2.0
 # How often a service is asked whether it should get calls.
 _READINESS_SECONDS = 1.0
-# Calls at a time on the port for probes, which anyone who reaches it may make.
-_MAX_PROBES = 32
+# Calls at a time on the port for probes, which anyone who reaches it may make, and their size.
+_MAX_PROBES, _MAX_PROBE_BYTES = 32, 1024
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Server:
     async def bind(self) -> None:
         """Takes the ports and announces them; health answers NOT_SERVING from here on."""
         listen, names = self._listen, self._service.grpc_services
-        server = grpc.aio.server(interceptors=[self._calls], options=_options(listen))
+        server = grpc.aio.server(interceptors=[self._calls], options=_options(listen, max_message_bytes=listen.max_message_bytes))
         self._service.register(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([*names, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)
@@ -222,8 +222,9 @@ class Server:
         return join_address(host, bound)
 
     async def _bind_health(self, address: str) -> str:
-        server = grpc.aio.server(options=_options(self._listen), maximum_concurrent_rpcs=_MAX_PROBES)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        options = _options(self._listen, max_message_bytes=_MAX_PROBE_BYTES)
+        server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_MAX_PROBES)
+        health_pb2_grpc.add_HealthServicer_to_server(Probes(self._health), server)
         bound = _bind(server, address, key="listen.health_address", credentials=None)
         self._probed = server
         await server.start()
@@ -307,10 +308,12 @@ def _bind(server: grpc.aio.Server, address: str, *, key: str, credentials: grpc.
     return join_address(split_address(address)[0], port)
 
 
-def _options(listen: ListenSettings) -> list[tuple[str, int]]:
+def _options(listen: ListenSettings, *, max_message_bytes: int) -> list[tuple[str, int]]:
     return [
-        ("grpc.max_receive_message_length", listen.max_message_bytes),
-        ("grpc.max_send_message_length", listen.max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        # None but the identity. gRPC unpacks a message before it looks at its size, and before we look at its sender.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
         # Two processes on one port would share its calls silently.
         ("grpc.so_reuseport", 0),
         # Clients come back after this, perhaps to a replica that is new, and show certificates that are current.
