@@ -30,7 +30,7 @@ _LISTEN = frozenset(
 _WRITTEN: dict[type[BaseModel], frozenset[str]] = {
     JudgeSettings: frozenset({"model", "constitutions", "ledger"}),
     SamplerSettings: frozenset({"model", "policy", "artifact_root"}),
-    RewardSettings: frozenset({"judge", "artifact_root"}),
+    RewardSettings: frozenset({"judge", "artifact_root", "remember_loads"}),
     OversightSettings: frozenset({"database_url", "migrate"}),
 }
 

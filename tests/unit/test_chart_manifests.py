@@ -277,7 +277,6 @@ def test_queue_depths_that_scale_are_metrics_of_the_code() -> None:
     values = values_of("trial-cpu")
     for name in ("sampler", "judge", "reward"):
         values[name]["autoscaling"] = {"kind": "hpa"}
-    values["reward"]["settings"] = {"reward_models": {"helpful": ["org/model"]}}
     asked = [
         each["spec"]["metrics"][0]["pods"]["metric"]["name"]
         for each in of_kind(render(values), "HorizontalPodAutoscaler").values()

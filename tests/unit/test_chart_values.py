@@ -121,14 +121,6 @@ _WRONG: list[tuple[Values, str]] = [
         "judge.rollout: maxSurge and maxUnavailable are both 0, so no pod could ever be",
     ),
     (
-        {"reward.replicas": 2},
-        "reward: a reward model that a run loads is known to the one replica that was asked; keep",
-    ),
-    (
-        {"reward.autoscaling": {"kind": "hpa"}},
-        "reward: a reward model that a run loads is known to the one replica that",
-    ),
-    (
         {"constitutions": {"judge.yaml": "x"}},
         "constitutions: judge.yaml is the name of a service's own file; call the const",
     ),
@@ -298,6 +290,23 @@ def test_the_hub_is_asked_only_where_a_model_is_one_of_its_ids() -> None:
     assert not offline("reward models of every replica", "reward")
     assert offline("models on the volume", "judge")
     assert offline("production", "judge")
+
+
+def test_replicas_of_the_reward_service_tell_each_other_what_is_loaded() -> None:
+    def told(variation: str) -> tuple[str, bool, list[str]]:
+        manifests = rendered(variation)
+        settings = yaml.safe_load(of_kind(manifests, "ConfigMap")["rlaif-reward"]["data"]["reward.yaml"])
+        writes = [
+            name
+            for name, pod in pod_specs(manifests).items()
+            for container in pod["spec"]["containers"]
+            for mount in container.get("volumeMounts", [])
+            if name.startswith("Deployment/") and mount["mountPath"] == "/rlaif" and not mount.get("readOnly")
+        ]
+        return settings["artifact_root"], settings["remember_loads"], writes
+
+    assert told("trial-cpu") == ("/rlaif/artifacts", True, ["Deployment/rlaif-reward"])
+    assert told("production") == ("s3://rlaif/artifacts", True, [])
 
 
 def test_secrets_go_only_to_pods_that_use_them() -> None:

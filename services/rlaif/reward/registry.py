@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from rlaif.core.canonical import digest
-from rlaif.core.errors import InvalidInputError, NotFoundError, SettingsError, UnsupportedError
+from rlaif.core.errors import (
+    CorruptionError,
+    InvalidInputError,
+    NotFoundError,
+    PreconditionError,
+    RlaifError,
+    SettingsError,
+    UnsupportedError,
+)
 from rlaif.core.reward_normalisation import Normalisation
 from rlaif.engine.protocol import ModelIdentity
 from rlaif.reward.metrics import RewardMetrics
@@ -26,17 +33,21 @@ from rlaif.reward.recipes import (
     RepetitionPenaltySettings,
     TrainedSettings,
 )
+from rlaif.reward.records import LoadRecord, LoadRecords, Loads
 from rlaif.reward.roots import AllowedRoots
+from rlaif.reward.running import Running, open_running
 from rlaif.reward.scoring import Component, Source
 from rlaif.reward.settings import JUDGE_ID, RESOURCE_ID, RewardSettings
 from rlaif.reward.trained import TrainedEnsemble, source_sha256
-from rlaif.runtime.batching import Batcher
-
-if TYPE_CHECKING:
-    from rlaif.engine.reward_model import EncodedInput, RewardModelEngine
+from rlaif.runtime.logging import EventLogger
 
 _PREFIX = "rewardModels/"
 JUDGE_NAME = f"{_PREFIX}{JUDGE_ID}"
+
+# How long storage may take to give a record where there is something to serve without it, and is left alone if not.
+_PATIENCE_SECONDS, _PAUSE_SECONDS = 5.0, 30.0
+
+_log = EventLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,14 +59,8 @@ class Entry:
     trained: Mapping[str, Component]
     """Its trained components by name."""
     load_time: Timestamp
-
-
-@dataclass(frozen=True)
-class _Running:
-    """The engine and the queue in front of it."""
-
-    engine: RewardModelEngine
-    batcher: Batcher[EncodedInput, tuple[float, ...]]
+    loads: Loads = field(default_factory=dict)
+    """What was loaded into it since the settings, by component."""
 
 
 class RewardRegistry:
@@ -66,19 +71,27 @@ class RewardRegistry:
         self._judge = judge
         self._metrics = metrics
         self._roots = AllowedRoots(_roots(settings))
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._loading = asyncio.Lock()
         self._entries: dict[str, Entry] = {}
+        self._records = _records(settings)
+        self._looks: dict[str, asyncio.Task[None]] = {}
+        self._looked: dict[str, float] = {}
         if judge is not None:
             only_judge = RecipeSettings(components=[JudgedSettings(kind="judge")])
             self._entries[JUDGE_NAME] = self._entry(JUDGE_NAME, only_judge, {}, {})
 
-    def get(self, name: str, *, field: str) -> Entry:
-        """The reward model of that name; NotFoundError says which there are."""
+    async def get(self, name: str, *, field: str) -> Entry:
+        """The reward model of that name; NotFoundError says which there are.
+
+        With records, it is the one that was loaded last by any replica.
+        """
         if not name:
             raise InvalidInputError(
                 'the name of a reward model, "rewardModels/{reward_model}", is required', field=field
             )
+        if self._records is not None and _is_loadable(name):
+            await self._follow(name, self._records)
         if name in self._entries:
             return self._entries[name]
         if name == JUDGE_NAME:
@@ -105,28 +118,128 @@ class RewardRegistry:
     async def load(self, name: str, members: Sequence[ModelIdentity], *, component: str = "") -> Entry:
         """Loads the members, then serves them under the name; calls in flight finish on what was there before.
 
-        Where the settings describe the name, they take the place of the members of its `component`.
+        Where the settings describe the name, they take the place of the members of its `component`. With records, no
+        replica serves what was there before once this has returned.
         """
-        if not name.startswith(_PREFIX) or not RESOURCE_ID.fullmatch(name.removeprefix(_PREFIX)):
-            raise InvalidInputError(f'{name!r} is not of the form "rewardModels/{{reward_model}}"', field="name")
         if name == JUDGE_NAME:
             raise InvalidInputError(f"{JUDGE_NAME} is the judge and cannot be loaded", field="name")
+        if not _is_loadable(name):
+            raise InvalidInputError(f'{name!r} is not of the form "rewardModels/{{reward_model}}"', field="name")
         self._check_members(members)
         async with self._loading:
-            current = self._entries.get(name) if name.removeprefix(_PREFIX) in self._settings.reward_models else None
-            recipe = current.settings if current else RecipeSettings(components=[_plain(members)])
-            replaced = _replaced(recipe, name=name, component=component, num_members=len(members))
-            fitted = _fitted(current)
-            loaded = await self._load(replaced, members, fitted.get(replaced.name), place=replaced.name)
-            trained = {**(current.trained if current else {}), replaced.name: loaded}
-            self._entries[name] = self._entry(name, recipe, trained, fitted)
-            return self._entries[name]
+            recipe = self._described(name) or RecipeSettings(components=[_plain(members)])
+            replaced = _replaced(recipe, name=name, component=component, num_members=len(members)).name
+            entry = await self._loaded(name, recipe, {**await self._others(name), replaced: tuple(members)})
+            began = time.monotonic()
+            if self._records is not None:
+                await asyncio.to_thread(self._records.write, LoadRecord(name, entry.loads))
+            self._entries[name], self._looked[name] = entry, began
+        if self._records is not None:
+            # Until then another replica may hold on to the record that it has read before.
+            await asyncio.sleep(self._settings.refresh_seconds)
+        return entry
 
     async def close(self) -> None:
         """Ends the work that was accepted, then the engine's threads."""
+        for look in self._looks.values():
+            look.cancel()
         if self._running is not None:
-            await self._running.batcher.close()
-            await asyncio.to_thread(self._running.engine.close)
+            await self._running.close()
+
+    async def _follow(self, name: str, records: LoadRecords) -> None:
+        """Serves what the record names, as read within `refresh_seconds`. A caller who leaves stops nothing."""
+        looked = self._looked.get(name)
+        if looked is not None and time.monotonic() - looked < self._settings.refresh_seconds:
+            return
+        if name not in self._looks:
+            look = self._looks[name] = asyncio.create_task(self._look(name, records))
+            look.add_done_callback(lambda done: self._end_look(name, done))
+        await asyncio.shield(self._looks[name])
+
+    def _end_look(self, name: str, look: asyncio.Task[None]) -> None:
+        del self._looks[name]
+        # Marks its failure as seen: who waited for it may have gone.
+        if not look.cancelled():
+            look.exception()
+
+    async def _look(self, name: str, records: LoadRecords) -> None:
+        began = time.monotonic()
+        # Storage that is away keeps nobody from what is loaded.
+        patience = _PATIENCE_SECONDS if name in self._entries else None
+        try:
+            async with asyncio.timeout(patience):
+                record = await asyncio.to_thread(records.read, name)
+        except (RlaifError, TimeoutError) as error:
+            if name not in self._entries:
+                raise
+            _log.error("record of a reward model not read", reward_model=name, error=str(error) or "it takes too long")
+            self._looked[name] = began + _PAUSE_SECONDS
+            return
+        if not self._is_served(name, record):
+            async with self._loading:
+                # Another one may have been loaded meanwhile.
+                began, record = time.monotonic(), await asyncio.to_thread(records.read, name)
+                if record is not None and not self._is_served(name, record):
+                    self._entries[name] = await self._recorded(record)
+                    _log.info("reward model loaded", reward_model=name)
+        if name in self._entries:
+            self._looked[name] = began
+
+    def _is_served(self, name: str, record: LoadRecord | None) -> bool:
+        if record is None:
+            return True
+        served = self._entries[name].loads if name in self._entries else {}
+        return all(served.get(component) == members for component, members in self._fitting(record).items())
+
+    def _fitting(self, record: LoadRecord) -> Loads:
+        """What the record names, less the components that the settings have no longer."""
+        recipe = self._described(record.name)
+        if recipe is None:
+            return record.loads
+        names = [each.name for each in recipe.components if isinstance(each, TrainedSettings)]
+        return {component: members for component, members in record.loads.items() if component in names}
+
+    async def _others(self, name: str) -> Loads:
+        """What was loaded by any replica into the components of a reward model from the settings."""
+        if self._records is None or self._described(name) is None:
+            return {}
+        try:
+            record = await asyncio.to_thread(self._records.read, name)
+        except CorruptionError as error:
+            # It is about to be replaced.
+            _log.error("record of a reward model not read", reward_model=name, error=error.message)
+            return {}
+        return self._fitting(record) if record else {}
+
+    async def _recorded(self, record: LoadRecord) -> Entry:
+        loads = self._fitting(record)
+        try:
+            recipe = self._described(record.name) or _alone(loads)
+            return await self._loaded(record.name, recipe, loads)
+        except (InvalidInputError, NotFoundError, SettingsError, CorruptionError) as error:
+            raise PreconditionError(
+                f"what was loaded last as {record.name} cannot be loaded here: {error.message}",
+                reason="REWARD_MODEL_NOT_LOADABLE",
+                field=record.name,
+            ) from error
+
+    def _described(self, name: str) -> RecipeSettings | None:
+        return self._settings.reward_models.get(name.removeprefix(_PREFIX))
+
+    async def _loaded(self, name: str, recipe: RecipeSettings, loads: Loads) -> Entry:
+        """The entry with these members in their components; what is served stays as it is."""
+        served = self._entries.get(name)
+        kept = served if served and served.settings == recipe else None
+        trained, now = (dict(kept.trained), dict(kept.loads)) if kept else ({}, {})
+        fitted = _fitted(kept)
+        for component, members in loads.items():
+            if now.get(component) != members:
+                self._check_members(members)
+                replaced = _replaced(recipe, name=name, component=component, num_members=len(members))
+                trained[component] = await self._load(replaced, members, fitted.get(component), place=component)
+                now[component] = trained[component].members
+                self._metrics.loads.inc()
+        return replace(self._entry(name, recipe, trained, fitted), loads=now)
 
     def _check_members(self, members: Sequence[ModelIdentity]) -> None:
         most = self._settings.limits.max_members
@@ -146,7 +259,9 @@ class RewardRegistry:
         *,
         place: str,
     ) -> Component:
-        running = self._open()
+        if self._running is None:
+            self._running = open_running(self._settings, metrics=self._metrics)
+        running = self._running
         ensemble = await running.engine.load(members)
         source = source_sha256(ensemble.identities, settings.rule)
         if fitted is not None:
@@ -212,46 +327,16 @@ class RewardRegistry:
             parameters_sha256=digest(settings.model_dump(mode="json")),
         )
 
-    def _open(self) -> _Running:
-        if self._running is None:
-            from rlaif.engine.reward_model import RewardModelEngine, RewardModelOptions
 
-            options = self._settings.engine
-            engine = RewardModelEngine(
-                RewardModelOptions(
-                    device=options.device, dtype=options.dtype, max_batch_tokens=options.max_batch_tokens
-                ),
-                num_threads=options.num_threads,
-            )
-            batcher = self._batcher(engine)
-            self._metrics.queue_tokens.set_function(lambda: batcher.size_queued)
-            self._metrics.queue_limit.set(self._settings.queue.max_queue_tokens)
-            self._running = _Running(engine, batcher)
-        return self._running
+def _is_loadable(name: str) -> bool:
+    return name.startswith(_PREFIX) and name != JUDGE_NAME and bool(RESOURCE_ID.fullmatch(name.removeprefix(_PREFIX)))
 
-    def _batcher(self, engine: RewardModelEngine) -> Batcher[EncodedInput, tuple[float, ...]]:
-        metrics, queue, mix = self._metrics, self._settings.queue, self._settings.mix_requests
 
-        async def execute(inputs: Sequence[EncodedInput]) -> Sequence[tuple[float, ...]]:
-            start = time.perf_counter()
-            values = await engine.score(inputs, repeatable=not mix)
-            metrics.batch_seconds.observe(time.perf_counter() - start)
-            metrics.batch_inputs.observe(len(inputs))
-            metrics.batch_tokens.observe(sum(each.num_tokens for each in inputs))
-            return values
-
-        return Batcher(
-            execute,
-            mix=mix,
-            max_batch_size=queue.max_batch_tokens,
-            max_delay_seconds=queue.max_delay_milliseconds / 1000,
-            max_queue_size=queue.max_queue_tokens,
-            # A request that is a batch of its own is never cut: its floats are those of the whole.
-            max_turn_size=queue.max_batch_tokens if mix else None,
-            size_of=lambda encoded: encoded.num_tokens,
-            unit="tokens",
-            on_wait=metrics.queue_wait_seconds.observe,
-        )
+def _records(settings: RewardSettings) -> LoadRecords | None:
+    if not settings.remember_loads:
+        return None
+    assert settings.artifact_root is not None, "settings that remember loads have a root for them"
+    return LoadRecords(settings.artifact_root)
 
 
 def _roots(settings: RewardSettings) -> Iterator[str]:
@@ -281,8 +366,16 @@ def _fitted(entry: Entry | None) -> dict[str, Normalisation]:
     return {each.name: each.normalisation for each in entry.recipe.components if each.normalisation is not None}
 
 
-def _plain(members: Sequence[ModelIdentity]) -> AnyComponent:
-    return TrainedSettings(kind="reward_model", members=[member.uri for member in members])
+def _plain(members: Sequence[ModelIdentity], *, name: str = "") -> AnyComponent:
+    return TrainedSettings(kind="reward_model", name=name, members=[member.uri for member in members])
+
+
+def _alone(loads: Loads) -> RecipeSettings:
+    """A reward model of the only component that was loaded."""
+    if len(loads) != 1:
+        raise InvalidInputError(f"its components {', '.join(loads)} are no longer in reward_models of the settings")
+    ((component, members),) = loads.items()
+    return RecipeSettings(components=[_plain(members, name=component)])
 
 
 def _replaced(recipe: RecipeSettings, *, name: str, component: str, num_members: int) -> TrainedSettings:

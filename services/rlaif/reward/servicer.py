@@ -29,15 +29,15 @@ class RewardServicer(reward_service_pb2_grpc.RewardServiceServicer):
         self, request: reward_service_pb2.ScoreResponsesRequest, context: Any
     ) -> reward_service_pb2.ScoreResponsesResponse:
         inputs = self._inputs(request.inputs)
-        recipe = self.registry.get(request.reward_model, field="reward_model").recipe
-        rewards = await recipe.score(inputs, constitution=request.constitution)
+        entry = await self.registry.get(request.reward_model, field="reward_model")
+        rewards = await entry.recipe.score(inputs, constitution=request.constitution)
         self._metrics.count(rewards)
         return reward_service_pb2.ScoreResponsesResponse(rewards=map(reward_message, rewards))
 
     async def GetRewardModel(  # noqa: N802
         self, request: reward_service_pb2.GetRewardModelRequest, context: Any
     ) -> reward_service_pb2.GetRewardModelResponse:
-        entry = self.registry.get(request.name, field="name")
+        entry = await self.registry.get(request.name, field="name")
         return reward_service_pb2.GetRewardModelResponse(reward_model=model_message(entry))
 
     async def LoadRewardModel(  # noqa: N802
@@ -45,7 +45,6 @@ class RewardServicer(reward_service_pb2_grpc.RewardServiceServicer):
     ) -> reward_service_pb2.LoadRewardModelResponse:
         members = [ModelIdentity(member.uri, member.digest, member.version) for member in request.members]
         entry = await self.registry.load(request.name, members, component=request.component)
-        self._metrics.loads.inc()
         return reward_service_pb2.LoadRewardModelResponse(reward_model=model_message(entry))
 
     def _inputs(self, inputs: Sequence[reward_service_pb2.ScoredInput]) -> list[ScoredInput]:

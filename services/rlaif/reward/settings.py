@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from rlaif.reward.recipes import MAX_MEMBERS, RecipeSettings
-from rlaif.runtime.settings import ClientSettings, ListenSettings, SettingsModel
+from rlaif.runtime.settings import ClientSettings, ListenSettings, PositiveSeconds, SettingsModel
 from rlaif.runtime.store import ArtifactRoot
 
 JUDGE_ID = "judge"
@@ -69,6 +69,10 @@ class RewardSettings(SettingsModel):
     """Shared storage whose models LoadRewardModel may load, a folder or URI; null for none."""
     allowed_roots: list[str] = Field(default_factory=list)
     """Other folders, URIs or hub ids from which LoadRewardModel may load; members named in reward_models always may."""
+    remember_loads: bool = False
+    """Whether what is loaded is recorded below artifact_root, where a restart and all other replicas find it."""
+    refresh_seconds: PositiveSeconds = 1.0
+    """With remember_loads, how long a record that was read is taken for the newest; a load takes at least that long."""
     mix_requests: bool = False
     """Join the requests of several callers into one engine batch: faster, but floats then vary in their last bits."""
     queue: QueueSettings = QueueSettings()
@@ -78,6 +82,8 @@ class RewardSettings(SettingsModel):
 
     @model_validator(mode="after")
     def _is_possible(self) -> RewardSettings:
+        if self.remember_loads and self.artifact_root is None:
+            raise ValueError("remember_loads needs artifact_root: the records lie below it")
         for name, recipe in self.reward_models.items():
             if not RESOURCE_ID.fullmatch(name):
                 raise ValueError(f"reward_models: {name!r} is no name: letters, digits, '.', '_' and '-', at most 128")

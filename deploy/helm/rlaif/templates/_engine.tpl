@@ -43,9 +43,10 @@
 {{- end }}
 {{- end }}
 
+{{/* (root, writes) → where models are read, and records of what was loaded are written. */}}
 {{- define "rlaif.engineMounts" -}}
-{{- if .Values.runs.enabled }}
-- {name: runs, mountPath: /rlaif, readOnly: true}
+{{- if .root.Values.runs.enabled }}
+- {name: runs, mountPath: /rlaif{{ if not .writes }}, readOnly: true{{ end }}}
 {{- end }}
 {{- end }}
 

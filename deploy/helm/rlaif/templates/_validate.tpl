@@ -60,12 +60,6 @@
 {{- $found = append $found (printf "%s.autoscaling.kind keda needs monitoring.prometheusUrl: queue depths are asked there" $name) }}
 {{- end }}
 {{- end }}
-{{- if eq $name "reward" }}
-{{- $most := ternary (int .values.replicas) (int .values.autoscaling.maxReplicas) (eq .values.autoscaling.kind "none") }}
-{{- if and (gt $most 1) (not (dig "reward_models" dict .values.settings)) }}
-{{- $found = append $found "reward: a reward model that a run loads is known to the one replica that was asked; keep replicas at 1 and autoscaling.kind at none, or name the models in reward.settings.reward_models, which every replica loads" }}
-{{- end }}
-{{- end }}
 {{- toJson $found }}
 {{- end }}
 
