@@ -120,7 +120,9 @@ class Server:
     async def bind(self) -> None:
         """Takes the ports and announces them; health answers NOT_SERVING from here on."""
         listen, names = self._listen, self._service.grpc_services
-        server = grpc.aio.server(interceptors=[self._calls], options=_options(listen, max_message_bytes=listen.max_message_bytes))
+        server = grpc.aio.server(
+            interceptors=[self._calls], options=_options(listen, max_message_bytes=listen.max_message_bytes)
+        )
         self._service.register(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([*names, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)
