@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from rlaif.core.canonical import sha256_hex
 from rlaif.runtime.store import open_store
 from rlaif_pipelines.context import RunContext, StageOutput, StageResult, read_rows, stage_name, write_json
 from rlaif_pipelines.evaluation.classification import Scored, classify
@@ -17,8 +18,14 @@ from rlaif_pipelines.stages.policy import starting_policy
 from rlaif_pipelines.stages.training_job import train_model
 from rlaif_pipelines.training.config.reward import HELD_OUT_FILE
 
-REWARD_MODEL: Final = "rewardModels/distilled"
 CLASSIFICATION_FILE: Final = "classification.json"
+_MAX_ID: Final = 128
+
+
+def reward_model_name(policy: str) -> str:
+    """Under which the reward service serves it: of the policy, so that trainings of two policies share a service."""
+    name = f"{policy.removeprefix('policies/')}.distilled"
+    return f"rewardModels/{name if len(name) <= _MAX_ID else sha256_hex(name.encode())}"
 
 
 def reward_model(context: RunContext, *, round_number: int = 1) -> StageResult:

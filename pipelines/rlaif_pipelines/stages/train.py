@@ -12,7 +12,7 @@ from rlaif_pipelines.stages.constitution import load_constitution
 from rlaif_pipelines.stages.judge import training_labels
 from rlaif_pipelines.stages.policy import PolicyVersion, starting_policy
 from rlaif_pipelines.stages.prompts import PROMPTS_FILE
-from rlaif_pipelines.stages.reward_model import REWARD_MODEL
+from rlaif_pipelines.stages.reward_model import reward_model_name
 from rlaif_pipelines.stages.served import judge_identity
 from rlaif_pipelines.stages.training_job import train_model
 from rlaif_pipelines.training.config.verbs import Verb
@@ -77,7 +77,7 @@ def _verb(context: RunContext, start: PolicyVersion, *, round_number: int) -> tu
             "optimizer": {"learning_rate": settings.dpo.learning_rate, "warmup_steps": 10, "schedule": "linear"},
         }
     judged = {"name": JUDGE_REWARD, "constitution": load_constitution(settings.constitution).name}
-    distilled = {"name": REWARD_MODEL}
+    distilled = {"name": reward_model_name(context.policy)}
     by_judge = settings.reward == "judge"
     return "rl", common | {
         "prompts": context.result("prompts").path(PROMPTS_FILE),
@@ -142,13 +142,14 @@ def _inputs(context: RunContext, round_number: int) -> dict[str, Any]:
 
 
 def _serve_reward_model(context: RunContext, round_number: int) -> None:
-    """Have the reward service load what was trained; started again, it has forgotten."""
+    """Have the reward service load what was trained; started again, it may have forgotten."""
     from rlaif.client.reward import ModelReference
 
     members = context.result(stage_name("reward_model", round_number)).values["members"]
     with context.reward() as client:
         client.load_reward_model(
-            REWARD_MODEL, [ModelReference(uri=member["uri"], digest=member["digest"]) for member in members]
+            reward_model_name(context.policy),
+            [ModelReference(uri=member["uri"], digest=member["digest"]) for member in members],
         )
 
 
