@@ -257,6 +257,7 @@ def test_a_wrong_line_is_named_before_anything_is_asked(command: Command, judge:
     [
         (("compare", "Why?", "a"), "SECOND is missing; give PROMPT FIRST SECOND, or --in FILE with --out FILE"),
         (("rank", "Why?"), "RESPONSE is missing"),
+        (("rank", "Why?", "a"), "RESPONSE…: 1 cannot be ranked; give 2 to 16"),
         (("compare", "-", "-", "a"), "can be read only once"),
         (("compare", "Why?", "a", "b", "--out", "x"), "--out: is for the results of --in"),
         (("compare", "Why?", "--in", "x", "--out", "y"), "give arguments or --in FILE, not both"),
@@ -293,6 +294,11 @@ def test_results_that_cannot_be_written_are_one_sentence(command: Command, tmp_p
     assert code == 2
     assert f"--out {tmp_path / place}: cannot be written" in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_an_address_without_a_port_is_wrong_input(capsys: pytest.CaptureFixture[str]):
+    assert main.execute(["judge", "compare", "Why?", "a", "b", "--address", "judge"]) == 2
+    assert capsys.readouterr().err == "rlaif: judge: must be HOST:PORT, such as 127.0.0.1:50052\n"
 
 
 def test_wrong_rules_are_told_before_a_judge_is_started(capsys: pytest.CaptureFixture[str], tmp_path: Path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,10 +37,6 @@ from rlaif.cli.judge_options import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from rlaif.cli.judge_connection import Connection, Where
-    from rlaif.cli.judge_jobs import JobKind
-    from rlaif.client.judge import JudgeOptions, Rules
-    from rlaif.core.constitution import Constitution
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,47 +46,7 @@ app = typer.Typer(
 )
 
 
-@dataclass(frozen=True)
-class _How:
-    """By which rules to judge: those given, else those of that name."""
-
-    given: Constitution | None
-    constitution: str
-    only: list[str]
-    seed: int
-    reasoning: bool
-
-    @property
-    def options(self) -> JudgeOptions:
-        from rlaif.client.judge import JudgeOptions
-
-        return JudgeOptions(principle_ids=tuple(self.only), seed=self.seed, reasoning=self.reasoning)
-
-    def rules(self, connection: Connection) -> Rules:
-        from rlaif.cli.judge_connection import named_rules
-
-        return self.given or named_rules(connection, self.constitution)
-
-
-def _how(
-    constitution: str, principles: list[str] | None, only: list[str] | None, seed: int = 0, *, reasoning: bool = False
-) -> _How:
-    """What the user said of the rules; checked before a judge is looked for, or started."""
-    from rlaif.cli.judge_connection import given_rules
-
-    given = given_rules(constitution=constitution, principles=principles or [])
-    return _How(given, constitution, only or [], seed, reasoning)
-
-
-@dataclass(frozen=True)
-class _Files:
-    """Where many are read and written."""
-
-    lines: Path | None
-    results: Path | None
-    batch_size: int
-    concurrency: int
-    category: str
+_RANKABLE = range(2, 17)
 
 
 @app.command(
@@ -125,13 +80,15 @@ def compare(
 ) -> int:
     """Say which of two responses better follows the rules, and how surely."""
     from rlaif.cli import judge_jobs as jobs
+    from rlaif.cli.judge_batch import Files, run_batch
     from rlaif.cli.judge_connection import Where, connect
+    from rlaif.cli.judge_rules import How
 
-    how = _how(constitution, principle, only, seed, reasoning=reasoning)
+    how = How.of(constitution, principle, only, seed, reasoning=reasoning)
     if in_ is not None:
         where = Where(address, state, tls_ca, token_file, timeout or BATCH_SECONDS)
-        return _run_job(
-            jobs.COMPARE, where, how, _Files(in_, out, batch, concurrency, category), (prompt, first, second)
+        return run_batch(
+            jobs.COMPARE, where, how, Files(in_, out, batch, concurrency, category), (prompt, first, second)
         )
     conversation, (one, other) = _texts(prompt, {"FIRST": first, "SECOND": second}, out=out)
     with connect(Where(address, state, tls_ca, token_file, timeout or SINGLE_SECONDS)) as connection:
@@ -170,14 +127,19 @@ def rank(
 ) -> int:
     """Rank responses from best to worst by comparing them pairwise."""
     from rlaif.cli import judge_jobs as jobs
+    from rlaif.cli.judge_batch import Files, run_batch
     from rlaif.cli.judge_connection import Where, connect
+    from rlaif.cli.judge_rules import How
+    from rlaif.core.errors import InvalidInputError
 
-    how = _how(constitution, principle, only, seed, reasoning=reasoning)
+    how = How.of(constitution, principle, only, seed, reasoning=reasoning)
     if in_ is not None:
         where = Where(address, state, tls_ca, token_file, timeout or BATCH_SECONDS)
-        return _run_job(jobs.RANK, where, how, _Files(in_, out, 1, concurrency, category), (prompt, *(responses or ())))
+        return run_batch(jobs.RANK, where, how, Files(in_, out, 1, concurrency, category), (prompt, *(responses or ())))
     given: dict[str, str | None] = {f"RESPONSE {number}": text for number, text in enumerate(responses or (), start=1)}
     conversation, texts = _texts(prompt, given or {"RESPONSE": None}, out=out)
+    if len(texts) not in _RANKABLE:
+        raise InvalidInputError(f"RESPONSE…: {len(texts)} cannot be ranked; give 2 to 16", field="RESPONSE")
     with connect(Where(address, state, tls_ca, token_file, timeout or SINGLE_SECONDS)) as connection:
         ranking = connection.client.rank(
             how.rules(connection), conversation, responses=texts, category=category, options=how.options
@@ -211,12 +173,14 @@ def score(
 ) -> int:
     """Score one response from 1 to 10, principle by principle."""
     from rlaif.cli import judge_jobs as jobs
+    from rlaif.cli.judge_batch import Files, run_batch
     from rlaif.cli.judge_connection import Where, connect
+    from rlaif.cli.judge_rules import How
 
-    how = _how(constitution, principle, only, seed)
+    how = How.of(constitution, principle, only, seed)
     if in_ is not None:
         where = Where(address, state, tls_ca, token_file, timeout or BATCH_SECONDS)
-        return _run_job(jobs.SCORE, where, how, _Files(in_, out, batch, concurrency, category), (prompt, response))
+        return run_batch(jobs.SCORE, where, how, Files(in_, out, batch, concurrency, category), (prompt, response))
     conversation, (text,) = _texts(prompt, {"RESPONSE": response}, out=out)
     with connect(Where(address, state, tls_ca, token_file, timeout or SINGLE_SECONDS)) as connection:
         scored = connection.client.score(
@@ -250,12 +214,14 @@ def critique(
 ) -> int:
     """Say in words where a response departs from the rules."""
     from rlaif.cli import judge_jobs as jobs
+    from rlaif.cli.judge_batch import Files, run_batch
     from rlaif.cli.judge_connection import Where, connect, explained
+    from rlaif.cli.judge_rules import How
 
-    how = _how(constitution, principle, only, seed)
+    how = How.of(constitution, principle, only, seed)
     if in_ is not None:
         where = Where(address, state, tls_ca, token_file, timeout or BATCH_SECONDS)
-        return _run_job(jobs.CRITIQUE, where, how, _Files(in_, out, 1, concurrency, category), (prompt, response))
+        return run_batch(jobs.CRITIQUE, where, how, Files(in_, out, 1, concurrency, category), (prompt, response))
     conversation, (text,) = _texts(prompt, {"RESPONSE": response}, out=out)
     where = Where(address, state, tls_ca, token_file, timeout or SINGLE_SECONDS)
     with connect(where) as connection, explained("write critiques"):
@@ -295,16 +261,18 @@ def revise(
 ) -> int:
     """Rewrite a response to answer a critique."""
     from rlaif.cli import judge_jobs as jobs
+    from rlaif.cli.judge_batch import Files, run_batch
     from rlaif.cli.judge_connection import Where, connect, explained
+    from rlaif.cli.judge_rules import How
     from rlaif.cli.judge_texts import read_argument
     from rlaif.core.errors import InvalidInputError
 
-    how = _how(constitution, principle, only, seed)
+    how = How.of(constitution, principle, only, seed)
     if in_ is not None:
         if critique is not None:
             raise InvalidInputError('--critique: with --in, each line says its own "critique"', field="--critique")
         where = Where(address, state, tls_ca, token_file, timeout or BATCH_SECONDS)
-        return _run_job(jobs.REVISE, where, how, _Files(in_, out, 1, concurrency, category), (prompt, response))
+        return run_batch(jobs.REVISE, where, how, Files(in_, out, 1, concurrency, category), (prompt, response))
     if critique == "-" and "-" in (prompt, response):
         raise InvalidInputError("standard input (-) can be read only once", field="--critique")
     conversation, (text,) = _texts(prompt, {"RESPONSE": response}, out=out)
@@ -350,9 +318,10 @@ def audit(
     """Audit a constitution with the judge that would apply it."""
     from rlaif.cli import judge_jobs as jobs
     from rlaif.cli.judge_connection import Where, audited, connect, explained
+    from rlaif.cli.judge_rules import How
 
     pairs = [line.item for line in jobs.read_lines(probe, jobs.COMPARE, option="--probe")] if probe else []
-    how = _how(constitution, principle, None)
+    how = How.of(constitution, principle, None)
     where = Where(address, state, tls_ca, token_file, timeout or BATCH_SECONDS)
     with connect(where) as connection, explained("audit constitutions"):
         rules = how.rules(connection)
@@ -379,62 +348,6 @@ def _texts(prompt: str | None, responses: dict[str, str | None], *, out: Path | 
         raise InvalidInputError("standard input (-) can be read only once", field="PROMPT")
     conversation = read_conversation(given[0], name="PROMPT")
     return conversation, tuple(map(lambda name, value: read_argument(value, name=name), responses, given[1:]))
-
-
-def _run_job(kind: JobKind[Any, Any], where: Where, how: _How, files: _Files, arguments: tuple[str | None, ...]) -> int:
-    """Judge a file of lines; 0 when every line has a result, 1 when some failed."""
-    from rlaif.cli.exits import DONE, FAILED
-    from rlaif.cli.judge_connection import connect, digest_of
-    from rlaif.cli.judge_jobs import Asking, read_lines, request_digest, results_file, write_results
-    from rlaif.core.errors import InvalidInputError
-
-    if any(argument is not None for argument in arguments):
-        raise InvalidInputError("give arguments or --in FILE, not both", field="--in")
-    if files.category:
-        raise InvalidInputError('--category: with --in, each line says its own "category"', field="--category")
-    if files.lines is None or files.results is None:
-        raise InvalidInputError("--out: name the file for the results of --in", field="--out")
-    lines = read_lines(files.lines, kind)
-    with connect(where) as connection:
-        rules, options = how.rules(connection), how.options
-        sha256 = digest_of(connection, rules)
-        digests = {
-            line.number: request_digest(line, constitution_sha256=sha256, options=options, key=kind.key)
-            for line in lines
-        }
-        asking = Asking(connection.client, rules, options, files.batch_size, files.concurrency, where.timeout_seconds)
-        with results_file(files.results, digests) as (done, results):
-            left = [line for line in lines if line.number not in done]
-            try:
-                counts = _follow(write_results(kind, asking, left, digests, results), len(left), kind.key)
-            except KeyboardInterrupt:
-                typer.echo(f"interrupted: the same command continues {files.results}", err=True)
-                raise
-    from rlaif.cli.judge_display import counted
-
-    before = f", {len(done)} were there before" if done else ""
-    typer.echo(f"{len(left)} lines asked: {counted(counts)}{before}; results in {files.results}", err=True)
-    if not counts["failed"]:
-        return DONE
-    typer.echo("The same command asks again for the lines that failed.", err=True)
-    return FAILED
-
-
-def _follow(counted_so_far: Any, total: int, title: str) -> Any:
-    """The last counts, after showing their growth."""
-    from collections import Counter
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    counts: Counter[str] = Counter()
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=total)
-        for counts in counted_so_far:  # noqa: B007 - the last one is the answer
-            progress.advance(task)
-    return counts
 
 
 def _show(result: Any, as_json: bool, page: str, *parts: Any) -> int:

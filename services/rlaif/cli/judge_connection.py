@@ -1,4 +1,4 @@
-"""Which judge a command asks, and by which rules: a given address, the running stack, or one started for the call."""
+"""Which judge a command asks: one at a given address, the running stack's, or one started for the call."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlaif.cli.addresses import announce_path, module_of, read_announcement
-from rlaif.cli.inputs import PLAYGROUND, find_constitution, shipped_constitutions
-from rlaif.cli.judge_texts import check_text
+from rlaif.cli.inputs import PLAYGROUND
 from rlaif.cli.processes import ProcessFamily, child_environment, num_cores
 from rlaif.cli.remote import remote_settings
 from rlaif.cli.services import start_judge
 from rlaif.cli.status import is_service
 from rlaif.client.judge import JudgeClient, Rules
 from rlaif.client.judge_values import ConstitutionAudit, ResponsePair
-from rlaif.core.constitution import Constitution, Principle
-from rlaif.core.errors import InvalidInputError, RlaifError, UnsupportedError
+from rlaif.core.errors import RlaifError, UnsupportedError
 from rlaif.playground.paths import JUDGE_DIR
 from rlaif.runtime.settings import ClientSettings
-
-_PREFIX = "constitutions/"
 
 
 @dataclass(frozen=True)
@@ -67,56 +63,6 @@ def connect(where: Where) -> Iterator[Connection]:
         yield Connection(client, address, embedded=embedded)
 
 
-def given_rules(*, constitution: str, principles: Sequence[str]) -> Constitution | None:
-    """The rules that the command line holds, as texts or in a file; None where it names some, or none."""
-    if principles and constitution:
-        raise InvalidInputError("give --constitution or --principle, not both", field="--principle")
-    if principles:
-        return command_line_constitution(principles)
-    return find_constitution(constitution).constitution if _is_file(constitution) else None
-
-
-def named_rules(connection: Connection, constitution: str) -> Rules:
-    """The constitution of that name: one that the judge has, else a shipped one; without a name its only one."""
-    has = [each.name for each in connection.client.list_constitutions()]
-    if not constitution:
-        if len(has) == 1:
-            return has[0]
-        raise InvalidInputError(
-            f"--constitution: the judge at {connection.address} has {', '.join(has) or 'none'}; name one of them, a "
-            "shipped one or a file",
-            field="--constitution",
-        )
-    name = constitution if constitution.startswith(_PREFIX) else f"{_PREFIX}{constitution}"
-    if name in has:
-        return name
-    if constitution in shipped_constitutions():
-        return find_constitution(constitution).constitution
-    raise InvalidInputError(
-        f"--constitution {constitution}: is no file, the judge at {connection.address} has {', '.join(has) or 'none'}, "
-        f"and shipped are {', '.join(sorted(shipped_constitutions()))}",
-        field="--constitution",
-    )
-
-
-def command_line_constitution(principles: Sequence[str]) -> Constitution:
-    """Principles given as texts, all of one weight."""
-    for text in principles:
-        if not check_text(text, name="--principle").strip():
-            raise InvalidInputError("--principle: is empty; give the wording of a principle", field="--principle")
-    return Constitution(
-        "command-line",
-        1,
-        "Given on the command line.",
-        tuple(Principle(f"principle-{number}", text.strip()) for number, text in enumerate(principles, start=1)),
-    )
-
-
-def digest_of(connection: Connection, rules: Rules) -> str:
-    """SHA-256 of the rules, asked of the judge when it has them."""
-    return rules.sha256 if isinstance(rules, Constitution) else connection.client.get_constitution(rules).sha256
-
-
 @contextmanager
 def explained(what: str) -> Iterator[None]:
     """A judge that does not serve a call is told from a call that is wrong."""
@@ -150,12 +96,6 @@ def _client(where: Where, address: str) -> JudgeClient:
             timeout_seconds=where.timeout_seconds,
         )
     )
-
-
-def _is_file(constitution: str) -> bool:
-    """Whether the text names a file; "constitutions/{id}" does not, even where a folder is called so."""
-    path = Path(constitution).expanduser()
-    return path.suffix in (".yaml", ".yml") or (not constitution.startswith(_PREFIX) and path.is_file())
 
 
 @contextmanager

@@ -21,14 +21,16 @@ TLS_VARIABLES: Mapping[str, str] = {
 def remote_settings(target: str, **given: Any) -> ClientSettings:
     """Settings of a client of a service that an option named: what is given, else what the variables say.
 
-    InvalidInputError, naming setting and variable, when they do not fit together. Services that the command started
-    itself are not asked for by this: they speak no TLS.
+    InvalidInputError when the target has no port, or, naming setting and variable, when these do not fit together.
+    Services that the command started itself are not asked for by this: they speak no TLS.
     """
     from pydantic import ValidationError
 
     from rlaif.core.errors import InvalidInputError
     from rlaif.runtime.settings import ClientSettings
 
+    if ":" not in target:
+        raise InvalidInputError(f"{target}: must be HOST:PORT, such as 127.0.0.1:50052")
     values = {key: os.environ[variable] for key, variable in TLS_VARIABLES.items() if os.environ.get(variable)}
     values |= {key: value for key, value in given.items() if value is not None}
     try:
