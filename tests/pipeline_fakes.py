@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self
@@ -12,6 +12,7 @@ from rlaif.client.judge import ResponsePair
 from rlaif.client.judge_values import Critique, JudgeOptions, PrincipleVote, Provenance, Revision, Verdict
 from rlaif.core.canonical import digest
 from rlaif.core.conversation import Conversation
+from rlaif.core.errors import NotFoundError
 from rlaif.playground import gold, lexicon, world
 
 REFUSAL = lexicon.REFUSALS[0]
@@ -53,7 +54,15 @@ class FakeSampler(_Client):
 
     speak: Callable[[str, random.Random], str] = always_helps
     version: int = 0
+    digest: str = "p" * 64
+    serves: str = ""
+    """Name of its only policy; empty for any."""
     requests: list[dict[str, Any]] = field(default_factory=list)
+
+    def get_policy(self, name: str) -> Any:
+        if self.serves not in ("", name):
+            raise NotFoundError(f"there is no {name}")
+        return SimpleNamespace(version=self.version, digest=self.digest)
 
     def sample(
         self, policy: str, prompts: Sequence[Conversation], *, num_completions: int, seed: int, **more: Any
@@ -88,12 +97,22 @@ class FakeJudge(_Client):
     """
 
     digest: str = "a" * 64
+    rules: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of its constitutions, by name."""
     contrary: bool = False
     by_length: bool = False
     abstains: bool = False
     batches: list[int] = field(default_factory=list)
     fails: Callable[[str, int], str | None] = lambda step, number: None
     asked: list[tuple[str, str]] = field(default_factory=list)
+
+    def get_judge(self) -> Any:
+        return SimpleNamespace(model_digest=self.digest, fingerprint=f"of {self.digest[:4]}")
+
+    def get_constitution(self, name: str) -> Any:
+        if name not in self.rules:
+            raise NotFoundError(f"there is no {name}")
+        return SimpleNamespace(sha256=self.rules[name])
 
     def compare_many(
         self,

@@ -357,6 +357,11 @@ class RunSettings(SettingsModel):
         return self.prompts is None
 
     @property
+    def asks_evaluator(self) -> bool:
+        """Whether the evaluation is the second judge's, if there is one: gold rules go before it."""
+        return self.pipeline in ("rlaif", "evaluate-only") and not self.playground
+
+    @property
     def trains_reward_model(self) -> bool:
         """Whether a reward model is trained: as the reward, or as a second opinion that watches."""
         return self.algorithm == "grpo" and self.reward_model.enabled

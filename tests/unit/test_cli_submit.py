@@ -112,6 +112,10 @@ def test_another_pipeline_has_another_name(api: PipelinesApi, capsys: pytest.Cap
         ([RUN_ROOT, "--set=sampling=3"], "sampling = 3: input should be"),
         ([RUN_ROOT, "--set=pipeline=label-only"], "the pipeline is rlaif: name the one you mean by --pipeline"),
         ([RUN_ROOT, "--param=image=mine:1"], "give trainer_image"),
+        (
+            [RUN_ROOT, "--param=prompts=/p", "--param=policy=p", "--param=judge=j", "--param=evaluator=e"],
+            "evaluator 'e' needs a judge service that has it: give evaluator_address",
+        ),
         ([RUN_ROOT, "--rounds=2", "--set=rounds=3"], "settings.rounds is 3: give one of them"),
         ([RUN_ROOT, "--params=nowhere.yaml"], "--params nowhere.yaml: cannot be read"),
         ([RUN_ROOT, "--params=/dev/zero"], "--params /dev/zero: is longer than 4,194,304 bytes"),

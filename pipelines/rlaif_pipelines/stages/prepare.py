@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
+from rlaif.core.constitution import Constitution
 from rlaif.core.errors import InvalidInputError, SettingsError
 from rlaif.runtime.artifacts import folder_digest
 from rlaif.runtime.store import is_remote, local_folder
@@ -17,7 +18,7 @@ from rlaif_pipelines.parameters import services_from, settings_from
 from rlaif_pipelines.settings import RunSettings, ServiceAddresses, make_settings
 from rlaif_pipelines.stages.constitution import load_constitution
 from rlaif_pipelines.stages.model_folder import model_folder
-from rlaif_pipelines.stages.served import check_sampler, served_judge
+from rlaif_pipelines.stages.served import check_addresses, check_sampler, served_evaluator, served_judge
 
 RUN_SCHEMA: Final = 1
 _PACKAGES: Final = ("kube-rlaif", "kfp", "torch", "transformers", "deepspeed", "grpcio", "protobuf")
@@ -54,9 +55,10 @@ def prepare(context: RunContext) -> StageResult:
     """Digests of the models and the constitution, in the result and in run.json."""
     settings = context.settings
     constitution = load_constitution(settings.constitution)
+    check_addresses(settings, context.services)
     policy_uri, policy_digest = _policy(context) if settings.pipeline != "judge-benchmark" else (None, "")
     judge = served_judge(context, constitution, judge_digest=_digest(settings.judge_uri))
-    evaluator_digest = _evaluator_digest(settings, judge_digest=judge["digest"])
+    evaluator_digest = _evaluator_digest(context, constitution, judge_digest=judge["digest"])
     values = {
         "policy": context.policy,
         "policy_uri": policy_uri,
@@ -112,10 +114,11 @@ def check_not_the_same_judge(*, judge_digest: str, evaluator_digest: str) -> Non
         )
 
 
-def _evaluator_digest(settings: RunSettings, *, judge_digest: str) -> str:
-    if settings.evaluator_uri is None:
+def _evaluator_digest(context: RunContext, constitution: Constitution, *, judge_digest: str) -> str:
+    uri = context.settings.evaluator_uri
+    if uri is None:
         return ""
-    found = _digest(settings.evaluator_uri)
+    found = served_evaluator(context, constitution, evaluator_digest=_digest(uri))
     check_not_the_same_judge(judge_digest=judge_digest, evaluator_digest=found)
     return found
 

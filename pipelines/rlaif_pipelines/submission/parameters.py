@@ -14,6 +14,7 @@ from rlaif.core.errors import InvalidInputError, SettingsError
 from rlaif_pipelines.named_file import read_text
 from rlaif_pipelines.parameters import RUN_ROOT, defaults, services_from, settings_from
 from rlaif_pipelines.settings import PipelineName, RunSettings, ServiceAddresses, make_settings
+from rlaif_pipelines.stages.served import check_addresses
 from rlaif_pipelines.submission.package import Parameter
 
 SETTINGS: Final = "settings"
@@ -86,10 +87,7 @@ def check_parameters(
     if missing:
         faults.append(f"missing: {', '.join(missing)} (--param NAME=VALUE)")
     if not faults:
-        faults = [
-            *_faults(lambda: run_settings(checked, pipeline=pipeline)),
-            *_faults(lambda: _check_services(checked, pipeline=pipeline)),
-        ]
+        faults = _run_faults(checked, pipeline=pipeline)
     if faults:
         raise InvalidInputError(f"wrong parameters: {'; '.join(faults)}", field="parameters")
     return checked
@@ -134,17 +132,32 @@ def _parsed(text: str, *, where: str, option: str) -> Any:
         raise InvalidInputError(f"{where}: the value is not YAML; quote it", field=option) from None
 
 
-def _check_services(parameters: Mapping[str, Any], *, pipeline: str) -> None:
+def _run_faults(parameters: Mapping[str, Any], *, pipeline: str) -> list[str]:
+    """What the run itself would refuse; nothing is known of pipelines that are none of ours."""
     if pipeline not in _OURS:
-        return
+        return []
+    faults = [
+        *_faults(lambda: run_settings(parameters, pipeline=pipeline)),
+        *_faults(lambda: _run_services(parameters, pipeline=pipeline)),
+    ]
+    return faults or _faults(lambda: _check_together(parameters, pipeline=pipeline))
+
+
+def _run_services(parameters: Mapping[str, Any], *, pipeline: str) -> ServiceAddresses:
     try:
-        ServiceAddresses.model_validate(services_from({**defaults(_OURS[pipeline]), **parameters}))
+        return ServiceAddresses.model_validate(services_from({**defaults(_OURS[pipeline]), **parameters}))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             raise SettingsError(f"{SERVICES}: {_unknown(name, known=ServiceAddresses.model_fields)}") from None
         raise SettingsError(f"{SERVICES}.{name}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def _check_together(parameters: Mapping[str, Any], *, pipeline: str) -> None:
+    settings = run_settings(parameters, pipeline=pipeline)
+    assert settings is not None, "the pipeline is ours"
+    check_addresses(settings, _run_services(parameters, pipeline=pipeline))
 
 
 def _faults(check: Callable[[], object]) -> list[str]:
