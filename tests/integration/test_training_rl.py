@@ -26,6 +26,7 @@ from rlaif.runtime.settings import ClientSettings, ListenSettings
 from rlaif.runtime.store import LocalStore
 from rlaif.sampler.process import make_service
 from rlaif.sampler.settings import SamplerSettings
+from rlaif_pipelines.training.checkpoint import save_checkpoint
 from rlaif_pipelines.training.config.rl import RlTraining
 from rlaif_pipelines.training.errors import GuardError, PausedError
 from rlaif_pipelines.training.policy_update import PolicyUpdater, UpdateReport
@@ -203,6 +204,26 @@ async def test_kill_9_and_a_second_start_end_with_the_same_weights(
             "seconds": 0,
             "tokens_per_second": 0,
         }
+
+
+@pytest.mark.parametrize("dies_at", [2, 4])
+async def test_a_training_that_dies_once_a_checkpoint_is_written_tells_every_step_all_the_same(
+    dies_at: int, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_and_die(*arguments: Any, step: int, **more: Any) -> None:
+        save_checkpoint(*arguments, step=step, **more)
+        if step == dies_at:
+            raise RuntimeError("the end")
+
+    async with running(tmp_path, model_folder, num_steps=4, checkpoint_every=2) as run:
+        with monkeypatch.context() as dying:
+            dying.setattr("rlaif_pipelines.training.rl.save_checkpoint", save_and_die)
+            with pytest.raises(RuntimeError, match="the end"):
+                await in_thread(run.train)
+        results = await in_thread(run.train)
+    assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4]
+    assert results["last_step"]["reward"] == pytest.approx(run.metrics()[-1]["reward"], abs=1e-5)
+    assert results["last_step"]["entropy"] == pytest.approx(run.metrics()[-1]["entropy"], abs=1e-5)
 
 
 async def test_without_a_held_out_score_a_guard_goes_back_to_before_the_update(

@@ -6,15 +6,13 @@ import logging
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
 from rlaif.client.reward import RewardClient
 from rlaif.client.sampler import SamplerClient
-from rlaif.runtime.artifacts import PublishedVersion
 from rlaif_pipelines.training import engine as processes
-from rlaif_pipelines.training.checkpoint import checkpointed_steps, save_checkpoint
+from rlaif_pipelines.training.checkpoint import save_checkpoint
 from rlaif_pipelines.training.config.rl import RlTraining
 from rlaif_pipelines.training.data import read_prompts
 from rlaif_pipelines.training.engine import TrainingEngine, learning_rate, resume
@@ -25,16 +23,10 @@ from rlaif_pipelines.training.metrics import open_metrics
 from rlaif_pipelines.training.model import Base, PolicyLogprobs, load_policy, model_card, open_base
 from rlaif_pipelines.training.packing import layout_for
 from rlaif_pipelines.training.policy_update import PolicyUpdater, UpdateReport
-from rlaif_pipelines.training.publishing import (
-    drop_old_versions,
-    publish,
-    republish,
-    wait_until_served,
-    write_policy,
-    write_version,
-)
+from rlaif_pipelines.training.publishing import write_policy, write_version
 from rlaif_pipelines.training.record import card_settings, file_sha256, identity_of, write_record
 from rlaif_pipelines.training.rollouts import Rewards, RolloutMaker, Rollouts, Sampler
+from rlaif_pipelines.training.versions import RolledBack, Versions
 
 STAGE = "rl"
 
@@ -85,7 +77,6 @@ class _Loop:
     def __init__(self, settings: RlTraining, *, base: Base, sampler: Sampler, maker: RolloutMaker) -> None:
         self._settings = settings
         self._base = base
-        self._sampler = sampler
         self._maker = maker
         self._checkpoints = settings.out / "checkpoints"
         self._identity = identity_of(settings, base=base, inputs={"prompts": settings.prompts})
@@ -103,13 +94,9 @@ class _Loop:
         self._num_skipped = 0
         self._kl_beta = settings.kl_beta
         self._guards = Guards(settings.guards)
-        self._versions: dict[int, PublishedVersion] = {}
-        """Those that may be gone back to: the best, and the latest two. Process 0 alone knows them."""
-        self._needed_by: dict[int, list[int]] = {}
-        """By step of a checkpoint, the versions that going on from there may need."""
-        self._last_line: dict[str, Any] = {}
-        self._published: PublishedVersion | None = None
-        self._rolled_back: _RolledBack | None = None
+        self._versions = Versions(settings, base=base, sampler=sampler, checkpoints=self._checkpoints)
+        self._last_line: Mapping[str, Any] = {}
+        self._rolled_back: RolledBack | None = None
 
     def run(self) -> Firing | None:
         """Every step that is not yet done; the guard that ended it early, after going back to the best version."""
@@ -120,9 +107,9 @@ class _Loop:
         log = open_metrics(settings, stage=STAGE, num_steps=settings.num_steps, resume_step=self._step)
         self._publish()
         self._engine.module.train()
+        began = time.perf_counter()
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts") as ahead:
             while self._step < settings.num_steps:
-                began = time.perf_counter()
                 rollouts = pending or self._gather(self._start(ahead, self._step))
                 # With staleness 1 the next batch is sampled from the weights of before this update, while it is made.
                 stale = settings.staleness == 1 and self._step + 1 < settings.num_steps
@@ -140,10 +127,11 @@ class _Loop:
                 line["held_out_fall"] = self._guards.fall
                 line["guards_used"] = dict(self._guards.used)
                 line["guards"] = [firing.to_json() for firing in fired]
-                self._forget_versions()
+                self._versions.forget_all_but(self._guards.best)
                 stopped = next((firing for firing in fired if firing.action == "stop"), None)
                 if stopped is not None:
-                    self._rolled_back = self._roll_back()
+                    back = self._versions.go_back(self._guards.best) if processes.rank() == 0 else None
+                    self._rolled_back = processes.broadcast(back)
                     line["rolled_back"] = self._rolled_back.to_json()
                     log.write(self._step + 1, line)
                     return stopped
@@ -157,7 +145,6 @@ class _Loop:
                 self._step += 1
                 publish_began = time.perf_counter()
                 self._publish()
-                self._checkpoint(pending)
                 ended = time.perf_counter()
                 line["tokens_per_second"] = rollouts.num_tokens / (ended - began)
                 line["seconds"] = {
@@ -167,24 +154,27 @@ class _Loop:
                     "held_out": rollouts.held_out_seconds,
                     "train": train_ended - train_began,
                     "publish": ended - publish_began,
-                    # What the training stood still for.
+                    # What the training stood still for, the checkpoint of the step before too.
                     "wait": (train_began - began) + (publish_began - train_ended),
                 }
+                began = ended
                 self._last_line = line
                 log.write(self._step, line)
+                # After its line: who goes on from it finds every step before it told.
+                self._checkpoint(pending)
         return None
 
     def results(self, stopped: Firing | None) -> dict[str, Any]:
         """What training.json tells."""
         names = ("reward", "gold", "held_out", "kl", "kl_beta", "entropy", "completion_tokens", "repetition")
-        published, back, best = self._published, self._rolled_back, self._guards.best
+        published, back, best = self._versions.latest, self._rolled_back, self._guards.best
         sentence = f"{stopped.sentence} (guard {stopped.guard}, step {stopped.step})" if stopped else None
         if back is not None:
             sentence = f"{sentence}; {back.sentence}"
         return {
             "num_steps": self._step,
             "num_skipped_steps": self._num_skipped,
-            "version": published.version if published else self._version,
+            "version": published.version if published else self._versions.after(self._step),
             "digest": published.digest if published else None,
             "stopped_by": sentence,
             "guard": stopped.to_json() if stopped else None,
@@ -214,10 +204,6 @@ class _Loop:
             )
         processes.barrier()
 
-    @property
-    def _version(self) -> int:
-        return self._settings.publish.base_version + self._step * self._settings.updates_per_batch
-
     def _policy(self) -> PolicyLogprobs:
         engine = self._settings.engine
         model = load_policy(
@@ -240,8 +226,8 @@ class _Loop:
         self._num_skipped = found.state["num_skipped"]
         self._kl_beta = found.state["kl_beta"]
         self._guards.load(found.state["guards"])
-        self._versions = {each["version"]: PublishedVersion(**each) for each in found.state["versions"]}
-        self._needed_by = {int(step): versions for step, versions in found.state["needed_by"].items()}
+        self._versions.load(found.state["versions"])
+        self._last_line = found.state["last_line"]
         ahead = found.state["rollouts"]
         return Rollouts.from_json(ahead) if ahead else None
 
@@ -249,55 +235,19 @@ class _Loop:
         """Process 0 alone talks to the services."""
         if processes.rank() != 0:
             return None
-        return ahead.submit(self._maker.make, step, version=self._version)
+        return ahead.submit(self._maker.make, step, version=self._versions.after(self._step))
 
     def _gather(self, future: Future[Rollouts] | None) -> Rollouts:
         rollouts: Rollouts = processes.broadcast(future.result() if future else None)
         return rollouts
 
     def _publish(self) -> None:
-        settings = self._settings
-        facts = {"optimiser steps": self._step * settings.updates_per_batch, "reward": settings.reward.name}
-        self._published = publish(
-            self._engine,
-            version=self._version,
-            settings=settings.publish,
-            base=self._base,
-            facts=facts,
-            failures=settings.failures,
-        )
-        if self._published is not None:
-            self._versions[self._version] = self._published
-            wait_until_served(
-                self._published, sampler=self._sampler, failures=settings.failures, target=settings.sampler.target
-            )
-            self._drop_old_versions()
-
-    def _drop_old_versions(self) -> None:
-        settings = self._settings
-        base_version, steps = settings.publish.base_version, checkpointed_steps(self._checkpoints)
-        checkpointed = (base_version + step * settings.updates_per_batch for step in steps)
-        needed = (version for step in steps for version in self._needed_by.get(step, ()))
-        best = () if self._guards.best is None else (self._guards.best.version,)
-        drop_old_versions(
-            settings.publish, kept={base_version, *checkpointed, *needed, *best}, failures=settings.failures
-        )
-
-    def _forget_versions(self) -> None:
-        best, latest = self._guards.best, sorted(self._versions)[-2:]
-        self._versions = {
-            version: published
-            for version, published in self._versions.items()
-            if version in latest or (best is not None and version == best.version)
-        }
+        self._versions.publish(self._engine, step=self._step, best=self._guards.best)
 
     def _checkpoint(self, pending: Rollouts | None) -> None:
         settings = self._settings
         if not settings.checkpoint_every or self._step % settings.checkpoint_every:
             return
-        kept = {self._step, *checkpointed_steps(self._checkpoints)}
-        self._needed_by = {step: versions for step, versions in self._needed_by.items() if step in kept}
-        self._needed_by[self._step] = sorted(self._versions)
         save_checkpoint(
             self._checkpoints,
             step=self._step,
@@ -307,8 +257,8 @@ class _Loop:
                 "num_skipped": self._num_skipped,
                 "kl_beta": self._kl_beta,
                 "guards": self._guards.to_json(),
-                "versions": [asdict(published) for published in self._versions.values()],
-                "needed_by": self._needed_by,
+                "versions": self._versions.to_json(step=self._step),
+                "last_line": self._last_line,
             },
             identity=self._identity,
             keep=settings.keep_checkpoints,
@@ -320,45 +270,9 @@ class _Loop:
         if rollouts.held_out is None:
             return None
         return HeldOutScore(
-            num_steps=self._steps_of(rollouts.policy_version),
+            num_steps=self._versions.steps_of(rollouts.policy_version),
             version=rollouts.policy_version,
             scores=tuple(rollouts.held_out),
-        )
-
-    def _steps_of(self, version: int) -> int:
-        return (version - self._settings.publish.base_version) // self._settings.updates_per_batch
-
-    def _roll_back(self) -> _RolledBack:
-        """Goes back to the best version; where none was measured, to the one that the last rollouts came from.
-
-        What was published since stays behind it: it is published again as a new version.
-        """
-        back: _RolledBack = processes.broadcast(self._republish() if processes.rank() == 0 else None)
-        return back
-
-    def _republish(self) -> _RolledBack:
-        settings, best, latest = self._settings, self._guards.best, self._published
-        assert latest is not None, "process 0 has published at least once"
-        found = latest if best is None else self._versions[best.version]
-        published = latest
-        if found.version != latest.version:
-            published = republish(
-                found,
-                version=latest.version + 1,
-                settings=settings.publish,
-                base=self._base,
-                facts={"weights of version": found.version},
-                failures=settings.failures,
-            )
-            wait_until_served(
-                published, sampler=self._sampler, failures=settings.failures, target=settings.sampler.target
-            )
-        self._published = published
-        return _RolledBack(
-            num_steps=self._steps_of(found.version),
-            from_version=found.version,
-            published=published,
-            held_out=best.mean if best else None,
         )
 
     def _figures(self, rollouts: Rollouts, report: UpdateReport) -> dict[str, Any]:
@@ -397,31 +311,5 @@ class _Loop:
                 "groups_without_variance": report.advantages.num_groups_without_variance,
             },
             "policy_version": rollouts.policy_version,
-            "staleness": self._step - self._steps_of(rollouts.policy_version),
-        }
-
-
-@dataclass(frozen=True)
-class _RolledBack:
-    """Which weights a stopped training left."""
-
-    num_steps: int
-    from_version: int
-    published: PublishedVersion
-    held_out: float | None
-
-    @property
-    def sentence(self) -> str:
-        why = "the last before it" if self.held_out is None else f"the best held-out score, {self.held_out:.3f}"
-        return (
-            f"went back to the weights after step {self.num_steps} ({why}), published as version "
-            f"{self.published.version}"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "num_steps": self.num_steps,
-            "from_version": self.from_version,
-            "version": self.published.version,
-            "held_out": self.held_out,
+            "staleness": self._step - self._versions.steps_of(rollouts.policy_version),
         }
