@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 JUDGE = 'namespace="rlaif",job="rlaif-judge",pod="judge-0"'
+EVALUATOR = 'namespace="rlaif",job="rlaif-evaluator",pod="evaluator-0"'
 SAMPLER = 'namespace="rlaif",job="rlaif-sampler",pod="sampler-0"'
 REWARD = 'namespace="rlaif",job="rlaif-reward",pod="reward-0"'
 OVERSIGHT = 'namespace="rlaif",job="rlaif-oversight",pod="oversight-0"'
@@ -71,28 +72,52 @@ def _budget(alert: str, bad: dict[str, str], *, over: dict[str, str], below: lis
     ]
 
 
-UP_AND_DOWN = {f"up{{{JUDGE}}}": "1x10 0x90", f"up{{{SAMPLER}}}": "1x100"}
+def _behind(seconds: str, *, deadline: int) -> dict[str, str]:
+    return {
+        f"rlaif_sampler_policy_behind_seconds{{{SAMPLER}}}": seconds,
+        f"rlaif_sampler_sync_deadline_seconds{{{SAMPLER}}}": f"{deadline}x100",
+    }
+
+
+OTHERS_UP = {f"up{{{labels}}}": "1x100" for labels in (SAMPLER, REWARD, OVERSIGHT)}
+UP_AND_DOWN = OTHERS_UP | {f"up{{{JUDGE}}}": "1x10 0x90"}
+REVIEWED = f"rlaif_label_quality_reviewed_labels{{{OVERSIGHT}}}"
 _OUT_OF_MEMORY = 'stage="train",launcher="trainjob",reason="OUT_OF_MEMORY"'
 _ALL_FINE = {"decided": "0+10x600"}
 
+_FEW = "0x5 1x5 2x5 3x5 4x5 5x5 6x5 7x5 8x5 9x60"
+
 CASES = [
-    Case(
-        "RlaifServiceDown", UP_AND_DOWN, {f"up{{{JUDGE}}}": "1x100"}, labels={"job": "rlaif-judge"}, quiet_until="10m"
-    ),
-    # Hours later it is still down; a pod that is gone leaves no target at all.
-    Case("RlaifServiceDown", UP_AND_DOWN, {}, at="95m", labels={"job": "rlaif-judge"}),
-    Case(
-        "RlaifServiceDown",
-        {f"up{{{JUDGE}}}": "1x10 _x90"},
-        # Of two replicas one went; a service that was never there is not missed.
-        {f"up{{{JUDGE}}}": "1x10 _x90", 'up{namespace="rlaif",job="rlaif-judge",pod="judge-1"}': "1x100"},
-        labels={"job": "rlaif-judge"},
-    ),
     Case(
         "RlaifServiceDown",
         UP_AND_DOWN,
-        {'up{namespace="other",job="rlaif-judge"}': "1x10 0x90"},
+        # A pod that moves to another node is away for a minute.
+        OTHERS_UP | {f"up{{{JUDGE}}}": "1x10 0 1x90"},
+        at="95m",
         labels={"job": "rlaif-judge"},
+        quiet_until="12m",
+    ),
+    # A pod that is gone leaves no target at all, and is missed for as long as it is gone.
+    Case(
+        "RlaifServiceDown",
+        OTHERS_UP | {f"up{{{JUDGE}}}": "1x10 _x90"},
+        # Of two replicas one went.
+        OTHERS_UP | {f"up{{{JUDGE}}}": "1x10 _x90", 'up{namespace="rlaif",job="rlaif-judge",pod="judge-1"}': "1x100"},
+        at="95m",
+        labels={"job": "rlaif-judge"},
+    ),
+    # So is one that never came, for want of a GPU; not an evaluator, which few have.
+    Case(
+        "RlaifServiceDown",
+        OTHERS_UP,
+        OTHERS_UP | {f"up{{{JUDGE}}}": "1x100", 'up{namespace="other",job="rlaif-judge"}': "1x10 0x90"},
+        labels={"job": "rlaif-judge"},
+    ),
+    Case(
+        "RlaifServiceDown",
+        OTHERS_UP | {f"up{{{JUDGE}}}": "1x100", f"up{{{EVALUATOR}}}": "1x10 _x90"},
+        OTHERS_UP | {f"up{{{JUDGE}}}": "1x100", f"up{{{EVALUATOR}}}": "1x100"},
+        labels={"job": "rlaif-evaluator"},
     ),
     Case(
         "RlaifReplicaDown",
@@ -118,6 +143,14 @@ CASES = [
             _calls(JUDGE, "judge", ok="0+9x60", failed="0+9x60", code="INVALID_ARGUMENT")
             | _calls(SAMPLER, "sampler", ok="0+499x60", failed="0+1x60", code="INTERNAL"),
         ],
+    ),
+    # Of a call each six minutes one fails, a large share of them: nobody is woken for it, and somebody is for five.
+    Case(
+        "RlaifErrorBudgetBurn",
+        _calls(JUDGE, "judge", ok=_FEW, failed="0 0 1x3 2x3 3x3 4x3 5x3 6x3 7x3 8x3 9x60", code="UNAVAILABLE"),
+        _calls(JUDGE, "judge", ok=_FEW, failed="0x15 1x80", code="UNAVAILABLE"),
+        labels={"job": "rlaif-judge", "window": "1h", "severity": "critical"},
+        quiet_until="17m",
     ),
     *_budget(
         "RlaifLatencyBudgetBurn",
@@ -148,7 +181,7 @@ CASES = [
         _calls(JUDGE, "judge", ok="0+90x100", failed="0+10x100", code="RESOURCE_EXHAUSTED"),
         _calls(JUDGE, "judge", ok="0+999x100", failed="0+1x100", code="RESOURCE_EXHAUSTED"),
         labels={"job": "rlaif-judge"},
-        quiet_until="4m",
+        quiet_until="9m",
     ),
     # Times are seconds since the test began at 0: a certificate that ends after 13 days, and one after 20.
     Case(
@@ -171,11 +204,19 @@ CASES = [
     ),
     Case(
         "RlaifPolicyStale",
-        {f"rlaif_sampler_policy_behind_seconds{{{SAMPLER}}}": "0+60x100"},
+        _behind("0+60x100", deadline=300),
         # Loading a new version takes a minute or two each time.
-        {f"rlaif_sampler_policy_behind_seconds{{{SAMPLER}}}": "0 60 120 0 60 120 0x90"},
+        _behind("0 60 120 0 60 120 0x90", deadline=300),
         labels={"pod": "sampler-0"},
-        quiet_until="3m",
+        quiet_until="4m",
+    ),
+    # A large model may take ten minutes each time, where the deadline allows for it.
+    Case(
+        "RlaifPolicyStale",
+        _behind("0+60x100", deadline=1800),
+        _behind("0 120 240 360 480 600 0 120 240 360 480 600 0x90", deadline=1800),
+        labels={"pod": "sampler-0"},
+        quiet_until="18m",
     ),
     Case(
         "RlaifPolicySyncFailing",
@@ -253,6 +294,14 @@ CASES = [
         at="60m",
         labels={"job": "rlaif-judge"},
     ),
+    # Of ten labels in half an hour four have no verdict: too few to say anything.
+    Case(
+        "RlaifAbstentionsHigh",
+        _labels(decided="0+7x100", abstained="0+3x100"),
+        _labels(decided="0x10 6x90", abstained="0x10 4x90"),
+        at="60m",
+        labels={"job": "rlaif-judge"},
+    ),
     Case(
         "RlaifInjectionSpike",
         _labels(**_ALL_FINE) | {f'rlaif_judge_injections_suspected_total{{{JUDGE},form="compare"}}': "0+1x600"},
@@ -263,11 +312,21 @@ CASES = [
     Case(
         "RlaifHumanAgreementLow",
         _quality("human_agreement_ratio", bound="high", value="0.6x100")
-        | _quality("human_agreement_ratio", bound="value", value="0.5x100"),
+        | _quality("human_agreement_ratio", bound="value", value="0.5x100")
+        | {REVIEWED: "40x100"},
         # The value is below the limit, and the interval does not exclude that it is not.
         _quality("human_agreement_ratio", bound="high", value="0.7x100")
-        | _quality("human_agreement_ratio", bound="value", value="0.6x100"),
+        | _quality("human_agreement_ratio", bound="value", value="0.6x100")
+        | {REVIEWED: "40x100"},
         quiet_until="8m",
+    ),
+    # Three people who disagree are no evidence.
+    Case(
+        "RlaifHumanAgreementLow",
+        _quality("human_agreement_ratio", bound="high", value="0.56x100") | {REVIEWED: "3x15 20x85"},
+        _quality("human_agreement_ratio", bound="high", value="0.56x100") | {REVIEWED: "3x100"},
+        at="35m",
+        quiet_until="15m",
     ),
     Case(
         "RlaifHumanAgreementLowInSlice",
@@ -294,6 +353,15 @@ CASES = [
         {f"rlaif_oversight_intact_ratio{{{OVERSIGHT}}}": "1x10 0x90"},
         {f"rlaif_oversight_intact_ratio{{{OVERSIGHT}}}": "-1x10 1x90"},
         quiet_until="9m",
+    ),
+    # A replica that starts has not looked yet, and does not speak for the one that has.
+    Case(
+        "RlaifLedgerBroken",
+        {
+            f"rlaif_oversight_intact_ratio{{{OVERSIGHT}}}": "0x100",
+            'rlaif_oversight_intact_ratio{namespace="rlaif",job="rlaif-oversight",pod="oversight-1"}': "-1x100",
+        },
+        {},
     ),
     Case(
         "RlaifLedgerVerificationLate",
@@ -327,9 +395,10 @@ CASES = [
     Case(
         "RlaifTrainingGuardNear",
         {f'rlaif_training_guard_used_ratio{{{RUN},guard="kl"}}': "0.2 0.5 0.95x100"},
-        {f'rlaif_training_guard_used_ratio{{{RUN},guard="entropy"}}': "0.8x100"},
+        # For a step or two it is near.
+        {f'rlaif_training_guard_used_ratio{{{RUN},guard="entropy"}}': "0.8x5 0.95x3 0.8x100"},
         labels={"pod": "run-0", "guard": "kl"},
-        quiet_until="1m",
+        quiet_until="6m",
     ),
     Case(
         "RlaifTrainingDropsSamples",
@@ -359,6 +428,15 @@ CASES = [
         {f'rlaif_oversight_guard_stops_total{{{OVERSIGHT},guard="kl"}}': "5x100"},
         at="20m",
         labels={"guard": "kl", "window": "ended"},
+    ),
+    # The stage failed before, and does again.
+    Case(
+        "RlaifStageFailed",
+        {f"rlaif_oversight_stage_failures_total{{{OVERSIGHT},{_OUT_OF_MEMORY}}}": "1x70 2x30"},
+        {f"rlaif_oversight_stage_failures_total{{{OVERSIGHT},{_OUT_OF_MEMORY}}}": "_x100"},
+        at="90m",
+        labels={"stage": "train", "launcher": "trainjob", "reason": "OUT_OF_MEMORY"},
+        quiet_until="65m",
     ),
     Case(
         "RlaifGateFailed",

@@ -20,6 +20,8 @@ from rlaif_pipelines.training.prometheus import training_metrics
 
 SERVICES: Final = ("sampler", "judge", "reward", "oversight")
 """By the name in their metrics."""
+JOBS: Final = tuple(f"rlaif-{service}" for service in SERVICES)
+"""What every installation has. It may have `rlaif-evaluator` and `rlaif-training` too."""
 TARGET_LABELS: Final = frozenset({"namespace", "job", "pod", "service", "container", "endpoint", "instance", "node"})
 """What Prometheus says of a target itself; no metric may have a label of that name."""
 

@@ -8,8 +8,10 @@ QUEUE_USED: Final = 0.8
 """Share of a queue's places in use."""
 CALLS_REFUSED: Final = 0.01
 """Share of calls refused because a queue was full."""
-POLICY_BEHIND_SECONDS: Final = 180
-"""A replica stops taking calls after its `sync_deadline_seconds`, 300 unless set: this is told before."""
+MISSES_LEAST: Final = 5
+"""Calls that failed or were slow before an objective is in danger: with few calls one is a large share."""
+POLICY_BEHIND: Final = 0.6
+"""Share of `sync_deadline_seconds`, after which a replica that is behind takes no calls: this is told before."""
 REWARDS_FAILED: Final = 0.1
 """Share of rewards that are no number."""
 ABSTENTIONS: Final = 0.2
@@ -21,10 +23,14 @@ INCONSISTENT_RISE: Final = 1.5
 INCONSISTENT_LEAST: Final = 0.1
 INJECTIONS: Final = 0.05
 """Share of labels on responses that address the judge."""
+LABELS_LEAST: Final = 30
+"""Labels, or rewards, of a window of which a share says something."""
 HUMAN_AGREEMENT: Final = 0.65
 """What the upper end of the interval of agreement with people must reach; arXiv 2309.00267 reports .69 to .78."""
 HUMAN_AGREEMENT_IN_SLICE: Final = 0.6
 """The same in a slice, where the interval is wide."""
+REVIEWED_LEAST: Final = 20
+"""Labels that people voted on before somebody is woken: three votes in a row are no evidence."""
 LONGER_PREFERRED: Final = 0.7
 """Share of comparisons won by the longer response that the lower end of the interval may not pass."""
 GUARD_USED: Final = 0.9

@@ -84,6 +84,12 @@ def share(part: str, whole: str) -> str:
     return f"({part} or 0 * {whole}) / ({whole} > 0)"
 
 
+def risen(counter: str, window: str) -> str:
+    """How much a counter rose, the value it appeared with counted, which `increase` does not see."""
+    rise = f"increase({counter}[{window}])"
+    return f"({rise} + (min_over_time({counter}[{window}]) unless {counter} offset {window}) or {rise})"
+
+
 def either(*expressions: str) -> str:
     """All of them side by side."""
     return f"({' or '.join(expressions)})" if len(expressions) > 1 else expressions[0]

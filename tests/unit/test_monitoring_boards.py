@@ -19,6 +19,7 @@ from monitoring.catalogue import FOREIGN, all_series
 from monitoring.files import CHART
 from monitoring.rules.groups import alert_file, recordings
 from monitoring.timing import Timing
+from monitoring_cases import JUDGE, OTHERS_UP, OVERSIGHT, RUN
 
 BOARDS = boards()
 UNITS = {"short", "s", "percentunit", "bytes", "reqps", "ops"}
@@ -64,6 +65,80 @@ def test_prometheus_parses_every_expression_of_every_dashboard(tmp_path: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(asked)} rules found" in done.stdout
     assert len(asked) > 150
+
+
+_OTHER_OVERSIGHT = OVERSIGHT.replace("oversight-0", "oversight-1")
+_OTHER_RUN = RUN.replace("run-0", "run-1")
+ANSWERS = [
+    # A service without any target is not up.
+    ("rlaif-overview", "up", OTHERS_UP, 0.75),
+    ("rlaif-overview", "up", OTHERS_UP | {f"up{{{JUDGE}}}": "1x100"}, 1),
+    # Who found it broken is believed before who has not looked yet.
+    (
+        "rlaif-overview",
+        "ledger",
+        {
+            f"rlaif_oversight_intact_ratio{{{OVERSIGHT}}}": "0x100",
+            f"rlaif_oversight_intact_ratio{{{_OTHER_OVERSIGHT}}}": "-1x100",
+        },
+        0,
+    ),
+    ("rlaif-labels", "ledger", {f"rlaif_oversight_intact_ratio{{{OVERSIGHT}}}": "-1x100"}, -1),
+    # The first stage that finishes is the first sample of its series.
+    (
+        "rlaif-overview",
+        "stages",
+        {f'rlaif_oversight_stages_finished_total{{{OVERSIGHT},stage="train"}}': "_x20 1x80"},
+        1,
+    ),
+    # Two trainings: one is done with a step just now, the other has not been for twice as long as it may.
+    (
+        "rlaif-training",
+        "last_step",
+        {
+            f"rlaif_training_last_step_timestamp_seconds{{{RUN}}}": "0+60x100",
+            f'rlaif_training_part_seconds{{{RUN},part="step"}}': "10x100",
+            f"rlaif_training_last_step_timestamp_seconds{{{_OTHER_RUN}}}": "0x100",
+            f'rlaif_training_part_seconds{{{_OTHER_RUN},part="step"}}': "10x100",
+        },
+        2,
+    ),
+    ("rlaif-training", "dropped", {f"rlaif_training_samples_total{{{RUN}}}": "5x100"}, None),
+]
+"""(page, panel, series, what it shows after half an hour)"""
+
+
+@pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed; Debian's package prometheus has it"
+)
+def test_panels_answer_their_question(tmp_path: Path) -> None:
+    tests = []
+    for uid, key, series, shown in ANSWERS:
+        [board] = [board for board in BOARDS if board.uid == uid]
+        asked = board.panels[key][1].queries[0].expr.replace("$namespace", "rlaif")
+        expression = f"sum({re.sub('[$][a-z]+', '.*', asked)})"
+        samples = [] if shown is None else [{"labels": "{}", "value": shown}]
+        tests.append(
+            {
+                "interval": "1m",
+                "input_series": [{"series": name, "values": values} for name, values in series.items()],
+                "promql_expr_test": [{"expr": expression, "eval_time": "30m", "exp_samples": samples}],
+            }
+        )
+    path = tmp_path / "answers.yaml"
+    path.write_text(yaml.safe_dump({"tests": tests}), encoding="utf-8")
+    done = subprocess.run(["promtool", "test", "rules", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_lines_of_different_units_have_scales_of_their_own() -> None:
+    for board in BOARDS:
+        for panel in panels(board):
+            units = {own["matcher"]["options"] for own in panel["fieldConfig"]["overrides"]}
+            left = {target["expr"] for target in panel["targets"] if target["refId"] not in units}
+            assert left, f"{board.title}: {panel['title']}"
+            if panel["fieldConfig"]["defaults"]["unit"] == "s":
+                assert all("seconds" in each for each in left), f"{board.title}: {panel['title']}"
 
 
 def test_every_metric_of_the_code_is_on_a_dashboard_or_in_a_rule_and_no_other_is() -> None:

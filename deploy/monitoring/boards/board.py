@@ -11,8 +11,10 @@ from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as models
+from prometheus_client import Gauge
 
 from monitoring.boards.panel import DATASOURCE, Panel
+from monitoring.catalogue import Series, series_of
 from monitoring.promql import Scope
 
 HEALTH: Final = "Is it healthy?"
@@ -30,6 +32,15 @@ class Variable:
     title: str
     query: str
     many: bool = False
+
+    @classmethod
+    def of(cls, name: str, title: str, metric: Gauge | Series, label: str) -> Variable:
+        """Any of the values that a label of the metric has in the namespace chosen.
+
+        Links between pages carry choices along by name: one that means something else elsewhere needs another name.
+        """
+        series = metric if isinstance(metric, Series) else series_of(metric)
+        return cls(name, title, f'label_values({series.name}{{namespace="$namespace"}}, {label})', many=True)
 
     def build(self) -> dashboard.QueryVariable:
         """As Grafana has it."""

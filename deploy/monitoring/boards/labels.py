@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from monitoring import limits
+from monitoring.boards import common
 from monitoring.boards.board import HEALTH, HERE, WINDOW, Board, Variable
-from monitoring.boards.panel import GREEN, ORANGE, RED, Panel, Query, stat_panel
-from monitoring.boards.service import calls_section
+from monitoring.boards.common import bars, lines, spread
+from monitoring.boards.panel import GREEN, ORANGE, RED, Panel, Query
 from monitoring.catalogue import quality, quality_fact
 from rlaif.oversight.metrics import ledger_metrics
 
@@ -16,7 +17,6 @@ _BOUNDS = {"low": "low", "value": "", "high": "high"}
 
 def labels() -> Board:
     """Whether labels are any good, over all and slice by slice, and whether the ledger holds."""
-    slices = f'label_values({quality("order_inconsistency").name}{{namespace="$namespace"}}, slice)'
     return Board(
         uid=UID,
         title="RLAIF / Label quality",
@@ -28,9 +28,9 @@ def labels() -> Board:
             "Is the judge biased?": _biases(),
             "Do its probabilities mean what they say?": _calibration(),
             "Is everything kept?": _ledger(),
-            "Do callers get answers?": calls_section("oversight", _OVERSIGHT),
+            "Do callers get answers?": common.calls_section("oversight", _OVERSIGHT),
         },
-        variables=(Variable("slice", "slice", slices, many=True),),
+        variables=(Variable.of("slice", "slice", quality("order_inconsistency"), "slice"),),
     )
 
 
@@ -39,31 +39,30 @@ def _overall(statistic: str, bound: str = "value") -> str:
     return HERE.largest(HERE.select(quality(statistic), slice="", bound=bound))
 
 
-def _interval(statistic: str, legend: str = "") -> tuple[Query, ...]:
+def _interval(statistic: str) -> tuple[Query, ...]:
     """The value of all labels and both ends of its interval."""
-    return tuple(
-        Query(_overall(statistic, bound), f"{legend} {words}".strip() or "value") for bound, words in _BOUNDS.items()
+    return tuple(Query(_overall(statistic, bound), words or "value") for bound, words in _BOUNDS.items())
+
+
+def _by_slice(key: str, question: str, description: str, statistic: str, *, limit: float, low: bool = False) -> Panel:
+    """A share of each slice, red on the wrong side of its limit."""
+    shares = HERE.select(quality(statistic), slice="=~$slice", bound="value")
+    return bars(
+        key,
+        question,
+        description,
+        Query(HERE.keep("slice").largest(shares), "{{slice}}"),
+        unit="percentunit",
+        base=RED if low else GREEN,
+        steps=((limit, GREEN if low else RED),),
+        most=1,
     )
-
-
-def _sliced(statistic: str, legend: str = "") -> Query:
-    select = HERE.select(quality(statistic), slice="=~$slice", bound="value")
-    return Query(HERE.keep("slice").largest(select), f"{legend} {{{{slice}}}}".strip())
 
 
 def _health() -> tuple[Panel, ...]:
     return (
-        stat_panel(
-            "agreement",
-            "Do people agree with it?",
-            _overall("human_agreement"),
-            "Share of people's votes that the judge's labels equal, ties left out. Chance is one half.",
-            unit="percentunit",
-            base=RED,
-            steps=((limits.HUMAN_AGREEMENT, GREEN),),
-            nothing="no votes",
-        ),
-        stat_panel(
+        common.agreement("Do people agree with it?"),
+        common.number(
             "reviewed",
             "On how many labels?",
             HERE.largest(HERE.select(quality_fact("reviewed_labels"))),
@@ -71,15 +70,15 @@ def _health() -> tuple[Panel, ...]:
             base=ORANGE,
             steps=((100, GREEN),),
         ),
-        stat_panel(
+        common.bad_share(
             "inconsistency",
             "Does order change its mind?",
             _overall("order_inconsistency"),
             "Decided comparisons on which the two presentation orders disagree.",
-            unit="percentunit",
-            steps=((limits.INCONSISTENT_LEAST, ORANGE), (limits.INCONSISTENT, RED)),
+            orange=limits.INCONSISTENT_LEAST,
+            red=limits.INCONSISTENT,
         ),
-        stat_panel(
+        common.number(
             "longer",
             "Does it prefer the longer?",
             _overall("longer_preferred"),
@@ -88,172 +87,138 @@ def _health() -> tuple[Panel, ...]:
             base=ORANGE,
             steps=((0.3, GREEN), (limits.LONGER_PREFERRED, RED)),
         ),
-        stat_panel(
+        common.bad_share(
             "abstentions",
             "How often does it not decide?",
             _overall("abstention_rate"),
             "Comparisons of the window without a verdict.",
-            unit="percentunit",
-            steps=((limits.ABSTENTIONS / 2, ORANGE), (limits.ABSTENTIONS, RED)),
+            orange=limits.ABSTENTIONS / 2,
+            red=limits.ABSTENTIONS,
         ),
-        stat_panel(
-            "ledger",
-            "Is the ledger whole?",
-            f"min({HERE.select(ledger_metrics().intact)})",
-            "What the last verification of every hash found.",
-            base=ORANGE,
-            steps=((0, RED), (1, GREEN)),
-            words={1: ("whole", GREEN), 0: ("BROKEN", RED), -1: ("not verified yet", ORANGE)},
-        ),
+        common.ledger(),
     )
 
 
 def _agreement() -> tuple[Panel, ...]:
     return (
-        Panel(
+        lines(
             "agreement_interval",
             "How sure is the agreement?",
             "Agreement with people and its 95 % interval. The alert fires when even the upper end is below the line.",
-            _interval("human_agreement"),
-            "percentunit",
-            steps=((limits.HUMAN_AGREEMENT, RED),),
+            *_interval("human_agreement"),
+            unit="percentunit",
+            red=limits.HUMAN_AGREEMENT,
+            least=None,
             most=1,
         ),
-        Panel(
+        _by_slice(
             "agreement_slices",
             "Where do people disagree?",
             "Agreement by slice: a mean can hide chance level in one category.",
-            (_sliced("human_agreement"),),
-            "percentunit",
-            kind="bars",
-            base=RED,
-            steps=((limits.HUMAN_AGREEMENT_IN_SLICE, GREEN),),
-            least=0,
-            most=1,
+            "human_agreement",
+            limit=limits.HUMAN_AGREEMENT_IN_SLICE,
+            low=True,
         ),
-        Panel(
+        lines(
             "kappas",
             "How much of what is possible does it reach?",
             "Kappa of judge and people beside that among people, which is what can be asked for; among a panel's "
-            "judges; and "
-            "agreement with ties counted, and of the judge asked in one order only.",
-            (
-                Query(_overall("human_kappa"), "judge and people"),
-                Query(_overall("people_kappa"), "among people"),
-                Query(_overall("panel_kappa"), "among the panel"),
-                Query(_overall("human_agreement_with_ties"), "agreement with ties"),
-                Query(_overall("single_order_agreement"), "agreement, one order"),
-            ),
-            "percentunit",
+            "judges; and agreement with ties counted, and of the judge asked in one order only.",
+            Query(_overall("human_kappa"), "judge and people"),
+            Query(_overall("people_kappa"), "among people"),
+            Query(_overall("panel_kappa"), "among the panel"),
+            Query(_overall("human_agreement_with_ties"), "agreement with ties"),
+            Query(_overall("single_order_agreement"), "agreement, one order"),
+            unit="percentunit",
+            least=None,
         ),
     )
 
 
 def _biases() -> tuple[Panel, ...]:
     return (
-        Panel(
+        lines(
             "order",
             "Does the place decide?",
             "Comparisons whose orders disagree, with the interval; of those, the share that prefer whatever is shown "
             "first.",
-            (*_interval("order_inconsistency"), Query(_overall("shown_first_share"), "first place preferred")),
-            "percentunit",
-            steps=((limits.INCONSISTENT, RED),),
-            least=0,
+            *_interval("order_inconsistency"),
+            Query(_overall("shown_first_share"), "first place preferred"),
+            unit="percentunit",
+            red=limits.INCONSISTENT,
             most=1,
         ),
-        Panel(
+        lines(
             "length_preferred",
             "Does length decide?",
             "Comparisons of different length won by the longer response, with the interval; and the same of people, "
-            "which "
-            "is no bias.",
-            (*_interval("longer_preferred"), Query(_overall("human_longer_preferred"), "people")),
-            "percentunit",
-            steps=((limits.LONGER_PREFERRED, RED),),
-            least=0,
+            "which is no bias.",
+            *_interval("longer_preferred"),
+            Query(_overall("human_longer_preferred"), "people"),
+            unit="percentunit",
+            red=limits.LONGER_PREFERRED,
             most=1,
         ),
-        Panel(
+        lines(
             "length_slope",
             "What does twice the length win?",
             "Log-odds of being preferred for each doubling of length, of judge and people. No line: the longer always "
             "wins.",
-            (
-                Query(_overall("verbosity_slope"), "judge"),
-                Query(_overall("human_verbosity_slope"), "people"),
-            ),
-            "short",
+            Query(_overall("verbosity_slope"), "judge"),
+            Query(_overall("human_verbosity_slope"), "people"),
+            least=None,
             nothing="not known",
         ),
-        Panel(
+        _by_slice(
             "slices_order",
             "Where does order decide?",
             "Comparisons whose orders disagree, by slice.",
-            (_sliced("order_inconsistency"),),
-            "percentunit",
-            kind="bars",
-            steps=((limits.INCONSISTENT, RED),),
-            least=0,
-            most=1,
+            "order_inconsistency",
+            limit=limits.INCONSISTENT,
         ),
-        Panel(
+        _by_slice(
             "slices_abstention",
             "Where does it not decide?",
             "Comparisons without a verdict, by slice.",
-            (_sliced("abstention_rate"),),
-            "percentunit",
-            kind="bars",
-            steps=((limits.ABSTENTIONS, RED),),
-            least=0,
-            most=1,
+            "abstention_rate",
+            limit=limits.ABSTENTIONS,
         ),
-        Panel(
+        _by_slice(
             "slices_longer",
             "Where does length decide?",
             "Comparisons of different length won by the longer response, by slice.",
-            (_sliced("longer_preferred"),),
-            "percentunit",
-            kind="bars",
-            steps=((limits.LONGER_PREFERRED, RED),),
-            least=0,
-            most=1,
+            "longer_preferred",
+            limit=limits.LONGER_PREFERRED,
         ),
     )
 
 
 def _calibration() -> tuple[Panel, ...]:
     return (
-        Panel(
+        lines(
             "brier",
             "How far are its probabilities from people's votes?",
             "Brier score (0 perfect, .25 a coin) and log-loss in nats (.693 a coin), before and after calibration.",
-            (
-                Query(_overall("brier"), "Brier"),
-                Query(_overall("raw_brier"), "Brier before calibration"),
-                Query(_overall("nll"), "log-loss"),
-                Query(_overall("raw_nll"), "log-loss before calibration"),
-            ),
-            "short",
-            least=0,
+            Query(_overall("brier"), "Brier"),
+            Query(_overall("raw_brier"), "Brier before calibration"),
+            Query(_overall("nll"), "log-loss"),
+            Query(_overall("raw_nll"), "log-loss before calibration"),
         ),
-        Panel(
+        lines(
             "ece",
             "Is it as often right as it is sure?",
             "Expected calibration error, before and after calibration; 0 means that nine of ten labels at 90 % are "
             "right.",
-            (Query(_overall("ece"), "error"), Query(_overall("raw_ece"), "before calibration")),
-            "percentunit",
-            least=0,
+            Query(_overall("ece"), "error"),
+            Query(_overall("raw_ece"), "before calibration"),
+            unit="percentunit",
         ),
-        Panel(
+        lines(
             "entropy",
             "How undecided is it?",
             "Mean entropy of its probabilities, bits: 0 always certain, 1 never. Falling with the same agreement is "
             "overconfidence.",
-            (Query(_overall("entropy_bits"), "entropy"),),
-            "short",
-            least=0,
+            Query(_overall("entropy_bits"), "entropy"),
             most=1,
         ),
     )
@@ -261,80 +226,58 @@ def _calibration() -> tuple[Panel, ...]:
 
 def _ledger() -> tuple[Panel, ...]:
     metrics = ledger_metrics()
+
+    def newest(select: str) -> str:
+        return _OVERSIGHT.largest(select)
+
+    human = _OVERSIGHT.select(metrics.labels_recorded, source="human")
+    computed = _OVERSIGHT.select(quality_fact("compute_timestamp_seconds"))
     return (
-        Panel(
+        lines(
             "recorded",
             "Are labels recorded?",
             "Labels a second appended, of the judge and of people; asked for again and answered from the ledger; and "
             "events.",
-            (
-                Query(_OVERSIGHT.keep("source").rate(metrics.labels_recorded, WINDOW), "recorded, {{source}}"),
-                Query(_OVERSIGHT.rate(metrics.labels_answered, WINDOW), "answered"),
-                Query(_OVERSIGHT.keep("kind").rate(metrics.events_recorded, WINDOW), "events, {{kind}}"),
-            ),
-            "short",
-            least=0,
+            Query(_OVERSIGHT.keep("source").rate(metrics.labels_recorded, WINDOW), "recorded, {{source}}"),
+            Query(_OVERSIGHT.rate(metrics.labels_answered, WINDOW), "answered"),
+            Query(_OVERSIGHT.keep("kind").rate(metrics.events_recorded, WINDOW), "events, {{kind}}"),
         ),
-        Panel(
+        bars(
             "reviews",
             "How many labels did people give?",
             "People's labels imported in the last week.",
-            (
-                Query(
-                    _OVERSIGHT.total(f"increase({_OVERSIGHT.select(metrics.labels_recorded, source='human')}[7d])"),
-                    "people",
-                ),
-            ),
-            "short",
-            kind="bars",
-            least=0,
+            Query(_OVERSIGHT.total(f"increase({human}[7d])"), "people"),
         ),
-        Panel(
+        lines(
             "append",
             "How long does recording take?",
             "Time to append a batch, waiting for other writers included.",
-            (
-                Query(_OVERSIGHT.quantile(0.5, metrics.append_seconds, WINDOW), "median"),
-                Query(_OVERSIGHT.quantile(0.99, metrics.append_seconds, WINDOW), "99 %"),
-            ),
-            "s",
-            least=0,
+            *spread(_OVERSIGHT, metrics.append_seconds),
+            unit="s",
         ),
-        Panel(
+        lines(
             "verified",
             "When was the ledger verified?",
             "Time since every hash was last recomputed, and how often that is done.",
-            (
-                Query(f"time() - {_OVERSIGHT.largest(_OVERSIGHT.select(metrics.verify_time))}", "ago"),
-                Query(_OVERSIGHT.largest(_OVERSIGHT.select(metrics.verify_interval)), "done every"),
-            ),
-            "s",
-            least=0,
+            Query(f"time() - {newest(f'({_OVERSIGHT.select(metrics.verify_time)} > 0)')}", "ago"),
+            Query(newest(_OVERSIGHT.select(metrics.verify_interval)), "done every"),
+            unit="s",
+            nothing="not yet",
         ),
-        Panel(
+        lines(
             "work",
             "How long do checks of the ledger take?",
             "Seconds of the last verification and of the last computation of these statistics. Both read all of it.",
-            (
-                Query(_OVERSIGHT.largest(_OVERSIGHT.select(metrics.verify_seconds)), "verification"),
-                Query(_OVERSIGHT.largest(_OVERSIGHT.select(quality_fact("compute_seconds"))), "label quality"),
-            ),
-            "s",
-            least=0,
+            Query(newest(_OVERSIGHT.select(metrics.verify_seconds)), "verification"),
+            Query(newest(_OVERSIGHT.select(quality_fact("compute_seconds"))), "label quality"),
+            unit="s",
         ),
-        Panel(
+        lines(
             "window",
             "How many labels do the statistics rest on, and how old are they?",
-            "Comparisons of the window, those that people voted on, and seconds since the statistics were computed.",
-            (
-                Query(_OVERSIGHT.largest(_OVERSIGHT.select(quality_fact("labels"))), "comparisons"),
-                Query(_OVERSIGHT.largest(_OVERSIGHT.select(quality_fact("reviewed_labels"))), "voted on"),
-                Query(
-                    f"time() - {_OVERSIGHT.largest(_OVERSIGHT.select(quality_fact('compute_timestamp_seconds')))}",
-                    "seconds ago",
-                ),
-            ),
-            "short",
-            least=0,
+            "Comparisons of the window, those that people voted on; on the right, time since they were computed.",
+            Query(newest(_OVERSIGHT.select(quality_fact("labels"))), "comparisons"),
+            Query(newest(_OVERSIGHT.select(quality_fact("reviewed_labels"))), "voted on"),
+            Query(f"time() - {newest(computed)}", "computed ago", "s"),
         ),
     )

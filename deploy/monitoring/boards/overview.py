@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from monitoring import catalogue, limits, objectives
+from monitoring.boards import common
 from monitoring.boards.board import HEALTH, HERE, WINDOW, Board, Variable
-from monitoring.boards.panel import GREEN, ORANGE, RED, Panel, Query, stat_panel
-from monitoring.promql import either
+from monitoring.boards.common import bars, lines, share_of_jobs
+from monitoring.boards.panel import GREEN, ORANGE, RED, Panel, Query
+from monitoring.promql import either, risen
 from monitoring.rules import recording
-from rlaif.oversight.metrics import ledger_metrics, run_metrics
+from rlaif.oversight.metrics import run_metrics
 from rlaif.runtime.reloading import reload_metrics
 from rlaif.runtime.telemetry import build_info
 
 UID = "rlaif-overview"
-_SERVICE = HERE.where(job="=~$job")
+_SERVICE = HERE.where(job="=~$service")
 _JOBS = _SERVICE.keep("job")
 
 
@@ -30,43 +32,36 @@ def overview() -> Board:
             "What did runs come to?": _runs(),
         },
         variables=(
-            Variable("job", "service", 'label_values(up{namespace="$namespace",job=~"rlaif-.*"}, job)', many=True),
+            Variable("service", "service", 'label_values(up{namespace="$namespace",job=~"rlaif-.*"}, job)', many=True),
         ),
     )
 
 
 def _health() -> tuple[Panel, ...]:
-    ready = either(*(HERE.select(catalogue.requests(service).ready) for service in catalogue.SERVICES))
     up = HERE.select(catalogue.UP, job="=~rlaif-.*")
+    missing = " or ".join(f"absent({HERE.select(catalogue.UP, job=job)})" for job in catalogue.JOBS)
     return (
-        stat_panel(
+        common.number(
             "up",
             "Are all replicas up?",
-            f"sum({up}) / count({up})",
-            "Share of the targets that Prometheus can read. Below 1 a process is gone or its metrics port is closed.",
+            f"sum({up}) / (count({up}) + (count({missing}) or vector(0)))",
+            "Share of the targets that Prometheus can read; a service without any counts as one that it cannot. Below "
+            "1 a process is gone or its metrics port is closed.",
             unit="percentunit",
             base=RED,
             steps=((1, GREEN),),
         ),
-        stat_panel(
-            "ready",
+        common.takes_calls(
             "Do all of them take calls?",
-            f"min({ready})",
+            either(*(HERE.select(catalogue.requests(service).ready) for service in catalogue.SERVICES)),
             "Lowest readiness of any replica: its health says SERVING. A model that loads is not ready yet.",
-            words={1: ("yes", GREEN), 0: ("not all", RED)},
-            base=RED,
-            steps=((1, GREEN),),
         ),
-        stat_panel(
-            "errors",
-            "How many calls fail?",
-            f"max({HERE.select(recording.request_errors('5m'))})",
+        common.errors(
+            HERE,
             "Worst service: share of its calls of the last 5 minutes that it failed. What callers get wrong does not "
             "count.",
-            unit="percentunit",
-            steps=((1 - objectives.AVAILABILITY, ORANGE), (0.05, RED)),
         ),
-        stat_panel(
+        common.number(
             "alerts",
             "How many alerts fire?",
             f"count({HERE.select(catalogue.ALERTS, alertname='=~Rlaif.*', alertstate='firing')})",
@@ -74,155 +69,125 @@ def _health() -> tuple[Panel, ...]:
             steps=((1, RED),),
             nothing="0",
         ),
-        stat_panel(
-            "ledger",
-            "Is the ledger whole?",
-            f"min({HERE.select(ledger_metrics().intact)})",
-            "What the last verification of every hash found.",
-            base=ORANGE,
-            steps=((0, RED), (1, GREEN)),
-            words={1: ("whole", GREEN), 0: ("BROKEN", RED), -1: ("not verified yet", ORANGE)},
-        ),
-        stat_panel(
-            "agreement",
-            "Do people agree with the judge?",
-            HERE.least(HERE.select(catalogue.quality("human_agreement"), slice="", bound="value")),
-            "Share of people's votes that the judge's labels equal; chance is one half. Nothing is shown without "
-            "votes.",
-            unit="percentunit",
-            base=RED,
-            steps=((limits.HUMAN_AGREEMENT, GREEN),),
-            nothing="no votes",
-        ),
+        common.ledger(),
+        common.agreement("Do people agree with the judge?"),
     )
 
 
 def _calls() -> tuple[Panel, ...]:
-    requests = [catalogue.requests(service) for service in catalogue.SERVICES]
-    in_flight = either(*(_SERVICE.select(each.in_flight) for each in requests))
+    in_flight = either(*(_SERVICE.select(catalogue.requests(each).in_flight) for each in catalogue.SERVICES))
     return (
-        Panel(
+        lines(
             "calls",
             "How many calls does each service answer?",
             "Calls a second, over 5 minutes.",
-            (Query(_SERVICE.select(recording.REQUESTS), "{{job}}"),),
-            "reqps",
+            Query(_SERVICE.select(recording.REQUESTS), "{{job}}"),
+            unit="reqps",
         ),
-        Panel(
+        share_of_jobs(
             "error_ratio",
             "Which service fails calls?",
             "Share of calls over an hour that ended in a fault of the service. The line is what the objective allows.",
-            (Query(_SERVICE.select(recording.request_errors("1h")), "{{job}}"),),
-            "percentunit",
-            steps=((1 - objectives.AVAILABILITY, RED),),
-            least=0,
+            recording.request_errors("1h"),
+            _SERVICE,
+            red=1 - objectives.AVAILABILITY,
         ),
-        Panel(
+        share_of_jobs(
             "slow_ratio",
             "Which service is slow?",
             "Share of calls over an hour that took longer than their objective. The line is what the objective allows.",
-            (Query(_SERVICE.select(recording.request_slow("1h")), "{{job}}"),),
-            "percentunit",
-            steps=((1 - objectives.LATENCY, RED),),
-            least=0,
+            recording.request_slow("1h"),
+            _SERVICE,
+            red=1 - objectives.LATENCY,
         ),
-        Panel(
+        lines(
             "in_flight",
             "How many calls are being served?",
             "Calls that came and are not answered yet. A line that only rises means that nothing is answered.",
-            (Query(_JOBS.total(in_flight), "{{job}}"),),
-            "short",
-            least=0,
+            Query(_JOBS.total(in_flight), "{{job}}"),
         ),
-        Panel(
+        share_of_jobs(
             "queues",
             "Is a queue filling up?",
             "Share of the places of the fullest queue of each service. Full queues refuse calls.",
-            (Query(_SERVICE.select(recording.QUEUE_USED), "{{job}}"),),
-            "percentunit",
-            steps=((limits.QUEUE_USED, RED),),
-            least=0,
+            recording.QUEUE_USED,
+            _SERVICE,
+            red=limits.QUEUE_USED,
         ),
-        Panel(
+        share_of_jobs(
             "refused",
             "Are calls refused?",
             "Share of calls turned away because a queue was full; clients come back after a pause.",
-            (Query(_SERVICE.select(recording.REFUSED), "{{job}}"),),
-            "percentunit",
-            steps=((limits.CALLS_REFUSED, RED),),
-            least=0,
+            recording.REFUSED,
+            _SERVICE,
+            red=limits.CALLS_REFUSED,
         ),
     )
 
 
 def _resources() -> tuple[Panel, ...]:
-    reloads = reload_metrics()
+    reloads, day = reload_metrics(), 86_400
     files = f"{_SERVICE.select(catalogue.OPEN_FILES)} / {_SERVICE.select(catalogue.MAX_FILES)}"
     left = f"{_SERVICE.select(reloads.expiry)} - time()"
-    day = 86_400
     by_source = _SERVICE.keep("job", "source")
     return (
-        Panel(
+        lines(
             "cpu",
             "How much does each service compute?",
             "Cores in use, all replicas together.",
-            (Query(_JOBS.rate(catalogue.CPU_SECONDS, WINDOW), "{{job}}"),),
-            "short",
-            least=0,
+            Query(_JOBS.rate(catalogue.CPU_SECONDS, WINDOW), "{{job}}"),
         ),
-        Panel(
+        lines(
             "memory",
             "How much memory does each replica hold?",
             "Resident memory of the largest replica of each service.",
-            (Query(_JOBS.largest(_SERVICE.select(catalogue.MEMORY_BYTES)), "{{job}}"),),
-            "bytes",
-            least=0,
+            Query(_JOBS.largest(_SERVICE.select(catalogue.MEMORY_BYTES)), "{{job}}"),
+            unit="bytes",
         ),
-        Panel(
+        lines(
             "files",
             "How many open files are left?",
             "Share of the file descriptors in use. Connections that are not closed use them up.",
-            (Query(_JOBS.largest(files), "{{job}}"),),
-            "percentunit",
-            steps=((0.8, RED),),
-            least=0,
+            Query(_JOBS.largest(files), "{{job}}"),
+            unit="percentunit",
+            red=0.8,
             most=1,
         ),
-        Panel(
+        bars(
             "certificates",
             "How long do certificates last?",
             "Time until the certificate in use ends. Renewed files are taken up without a restart.",
-            (Query(_SERVICE.keep("job", "certificate").least(left), "{{job}} {{certificate}}"),),
-            "s",
-            kind="bars",
+            Query(_SERVICE.keep("job", "certificate").least(left), "{{job}} {{certificate}}"),
+            unit="s",
             base=RED,
             steps=((limits.CERTIFICATE_LAST_DAYS * day, ORANGE), (limits.CERTIFICATE_DAYS * day, GREEN)),
             nothing="no TLS",
+            width=6,
         ),
-        Panel(
+        lines(
             "reloads",
-            "Are changed certificates and tokens taken up?",
+            "Are new certificates and tokens used?",
             "Files that changed and were taken up, and looks at files that cannot be used: then the old ones stay.",
-            (
-                Query(by_source.rate(reloads.reloads, WINDOW), "{{job}} {{source}} taken up"),
-                Query(by_source.rate(reloads.failures, WINDOW), "{{job}} {{source}} refused"),
-            ),
-            "ops",
-            least=0,
+            Query(by_source.rate(reloads.reloads, WINDOW), "{{job}} {{source}} taken up"),
+            Query(by_source.rate(reloads.failures, WINDOW), "{{job}} {{source}} refused"),
+            unit="ops",
             nothing="nothing to take up",
+            width=6,
         ),
-        Panel(
+        lines(
+            "restarts",
+            "Does a replica restart again and again?",
+            "Restarts within pods over an hour: processes that crashed, ran out of memory or were not alive.",
+            Query(_JOBS.total(f"changes({_SERVICE.select(catalogue.START_TIME)}[1h])"), "{{job}}"),
+            red=1,
+            width=6,
+        ),
+        bars(
             "revisions",
             "Which code runs where?",
             "Replicas by revision. Two revisions of one service are an upgrade that has not ended.",
-            (
-                Query(_SERVICE.keep("job", "revision").total(_SERVICE.select(build_info())), "{{job}} {{revision}}"),
-                Query(
-                    f"time() - {_JOBS.largest(_SERVICE.select(catalogue.START_TIME))}", "{{job}} seconds since a start"
-                ),
-            ),
-            "short",
-            kind="table",
+            Query(_SERVICE.keep("job", "revision").total(_SERVICE.select(build_info())), "{{job}} {{revision}}"),
+            width=6,
         ),
     )
 
@@ -231,39 +196,26 @@ def _runs() -> tuple[Panel, ...]:
     runs, day = run_metrics(), "1d"
     failures = HERE.keep("stage", "launcher", "reason")
     return (
-        Panel(
+        bars(
             "stages",
             "Which stages of runs finish?",
             "Stages finished in the last day, as runs recorded them in the ledger.",
-            (Query(HERE.keep("stage").total(f"increase({HERE.select(runs.stages_finished)}[{day}])"), "{{stage}}"),),
-            "short",
-            kind="bars",
+            Query(HERE.keep("stage").total(risen(HERE.select(runs.stages_finished), day)), "{{stage}}"),
         ),
-        Panel(
+        bars(
             "stage_failures",
             "Which stages fail, where and why?",
             "Stages failed in the last day by launcher and reason. A pod that was killed before it could tell is not "
             "here.",
-            (
-                Query(
-                    failures.total(f"increase({HERE.select(runs.stage_failures)}[{day}])"),
-                    "{{stage}} {{launcher}} {{reason}}",
-                ),
-            ),
-            "short",
-            kind="bars",
+            Query(failures.total(risen(HERE.select(runs.stage_failures), day)), "{{stage}} {{launcher}} {{reason}}"),
             steps=((1, RED),),
         ),
-        Panel(
+        bars(
             "gates",
             "What do gates and guards decide?",
             "Decisions of the last day: labels let through or not, trainings stopped by a guard, policies published.",
-            (
-                Query(HERE.keep("outcome").total(f"increase({HERE.select(runs.gates)}[{day}])"), "gate {{outcome}}"),
-                Query(HERE.keep("guard").total(f"increase({HERE.select(runs.guard_stops)}[{day}])"), "guard {{guard}}"),
-                Query(HERE.total(f"increase({HERE.select(runs.policies_published)}[{day}])"), "policies published"),
-            ),
-            "short",
-            kind="bars",
+            Query(HERE.keep("outcome").total(risen(HERE.select(runs.gates), day)), "gate {{outcome}}"),
+            Query(HERE.keep("guard").total(risen(HERE.select(runs.guard_stops), day)), "guard {{guard}}"),
+            Query(HERE.total(risen(HERE.select(runs.policies_published), day)), "policies published"),
         ),
     )

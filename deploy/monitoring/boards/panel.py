@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
-from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometheus, stat, timeseries
 from grafana_foundation_sdk.cog import builder as cogbuilder
 from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
-from grafana_foundation_sdk.models import prometheus as prometheus_models
 
 DATASOURCE: Final = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
-GREEN, ORANGE, RED, BLUE = "green", "orange", "red", "blue"
+GREEN, ORANGE, RED = "green", "orange", "red"
 
-Kind = Literal["stat", "lines", "bars", "table"]
+Kind = Literal["stat", "lines", "bars"]
 Step = tuple[float, str]
 """From this value on, this colour."""
 
@@ -26,6 +25,8 @@ class Query:
 
     expr: str
     legend: str = ""
+    unit: str = ""
+    """Where it is not the panel's: such lines have their scale on the right."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ class Panel:
     question: str
     description: str
     queries: tuple[Query, ...]
-    unit: str
+    unit: str = "short"
     kind: Kind = "lines"
     base: str = GREEN
     """Colour below the first step."""
     steps: tuple[Step, ...] = ()
     width: int = 8
     height: int = 8
-    least: float | None = None
+    least: float | None = 0.0
     most: float | None = None
     words: Mapping[float, tuple[str, str]] | None = None
     """What single values mean, and in which colour."""
@@ -55,16 +56,10 @@ class Panel:
         return _BUILDERS[self.kind](self, number).build()
 
 
-def stat_panel(key: str, question: str, expr: str, description: str, **options: object) -> Panel:
-    """A number of the top row."""
-    defaults = {"kind": "stat", "width": 4, "height": 4, "unit": "short"}
-    return Panel(key, question, description, (Query(expr),), **(defaults | options))  # type: ignore[arg-type]
+Builder = TypeVar("Builder", stat.Panel, bargauge.Panel, timeseries.Panel)
 
 
-Builder = TypeVar("Builder", stat.Panel, bargauge.Panel, timeseries.Panel, table.Panel)
-
-
-def _common(builder: Builder, panel: Panel, number: int, *, instant: bool, as_table: bool = False) -> Builder:
+def _common(builder: Builder, panel: Panel, number: int, *, instant: bool) -> Builder:
     builder.id(number).title(panel.question).description(panel.description).datasource(DATASOURCE)
     builder.height(panel.height).span(panel.width).unit(panel.unit).no_value(panel.nothing)
     if panel.least is not None:
@@ -78,9 +73,12 @@ def _common(builder: Builder, panel: Panel, number: int, *, instant: bool, as_ta
         builder.mappings([_mapping(panel.words)])
     for index, query in enumerate(panel.queries):
         target = prometheus.Dataquery().expr(query.expr).legend_format(query.legend or "__auto").ref_id(chr(65 + index))
-        if as_table:
-            target.format(prometheus_models.PromQueryFormat.TABLE)
         builder.with_target(target.instant() if instant else target.range())
+        if query.unit:
+            own = {"unit": query.unit, "custom.axisPlacement": "right"}
+            builder.override_by_query(
+                chr(65 + index), [models.DynamicConfigValue(name, value) for name, value in own.items()]
+            )
     return builder
 
 
@@ -115,13 +113,8 @@ def _lines(panel: Panel, number: int) -> timeseries.Panel:
     return builder
 
 
-def _table(panel: Panel, number: int) -> table.Panel:
-    return _common(table.Panel(), panel, number, instant=True, as_table=True)
-
-
 _BUILDERS: Final[Mapping[Kind, Callable[[Panel, int], cogbuilder.Builder[models.Panel]]]] = {
     "stat": _stat,
     "lines": _lines,
     "bars": _bars,
-    "table": _table,
 }

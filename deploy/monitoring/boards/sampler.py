@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from monitoring import catalogue, limits, objectives
+from monitoring import catalogue, limits
+from monitoring.boards import common
 from monitoring.boards.board import HEALTH, HERE, WINDOW, Board, Variable
-from monitoring.boards.panel import GREEN, ORANGE, RED, Panel, Query, stat_panel
-from monitoring.boards.service import calls_section
-from monitoring.catalogue import series_of
+from monitoring.boards.common import lines, spread
+from monitoring.boards.panel import ORANGE, Panel, Query
 from monitoring.rules import recording
 from rlaif.sampler.metrics import sampler_metrics
 
 UID = "rlaif-sampler"
-_SAMPLER = HERE.where(job="rlaif-sampler", pod="=~$pod")
+_SAMPLER = HERE.where(job="rlaif-sampler", pod="=~$sampler")
 _ALL = HERE.where(job="rlaif-sampler")
 _PODS = _SAMPLER.keep("pod")
 
 
 def sampler() -> Board:
     """Which version of the policy is served, whether it is the one published, and how many tokens a second."""
-    ready = series_of(catalogue.requests("sampler").ready).name
     return Board(
         uid=UID,
         title="RLAIF / Sampler",
@@ -27,62 +26,46 @@ def sampler() -> Board:
             HEALTH: _health(),
             "Is it the right policy?": _policy(),
             "Does the engine keep up?": _engine(),
-            "Do callers get answers?": calls_section("sampler", _SAMPLER),
+            "Do callers get answers?": common.calls_section("sampler", _SAMPLER),
         },
-        variables=(Variable("pod", "replica", f'label_values({ready}{{namespace="$namespace"}}, pod)', many=True),),
+        variables=(Variable.of("sampler", "replica", catalogue.requests("sampler").ready, "pod"),),
     )
 
 
 def _health() -> tuple[Panel, ...]:
     metrics = sampler_metrics()
     return (
-        stat_panel(
-            "ready",
-            "Does it take calls?",
-            f"min({_SAMPLER.select(catalogue.requests('sampler').ready)})",
+        common.ready(
+            "sampler",
+            _SAMPLER,
             "Lowest readiness of any replica. One that is behind the published policy for too long takes no calls.",
-            words={1: ("yes", GREEN), 0: ("not all", RED)},
-            base=RED,
-            steps=((1, GREEN),),
         ),
-        stat_panel(
+        common.bad_share(
             "behind",
             "Is the policy current?",
-            f"max({_SAMPLER.select(metrics.behind_seconds)})",
-            "Longest time that a replica has known of a published version that it does not serve yet.",
-            unit="s",
-            steps=((limits.POLICY_BEHIND_SECONDS / 3, ORANGE), (limits.POLICY_BEHIND_SECONDS, RED)),
+            f"max({_SAMPLER.select(metrics.behind_seconds)} / {_SAMPLER.select(metrics.sync_deadline)})",
+            "Longest time that a replica has known of a published version that it does not serve yet, as a share of "
+            "sync_deadline_seconds. At 100 % it takes no calls.",
+            orange=limits.POLICY_BEHIND / 2,
+            red=limits.POLICY_BEHIND,
         ),
-        stat_panel(
-            "errors",
-            "How many calls fail?",
-            f"max({_ALL.select(recording.request_errors('5m'))})",
-            "Share of the calls of 5 minutes that ended in a fault of the sampler.",
-            unit="percentunit",
-            steps=((1 - objectives.AVAILABILITY, ORANGE), (0.05, RED)),
-        ),
-        stat_panel(
-            "queue",
-            "How full is its queue?",
-            f"max({_ALL.select(recording.QUEUE_USED)})",
-            "Places in use of the fullest queue of any replica; at 100 % calls are refused.",
-            unit="percentunit",
-            steps=((0.5, ORANGE), (limits.QUEUE_USED, RED)),
-        ),
-        stat_panel(
+        common.errors(_ALL, "Share of the calls of 5 minutes that ended in a fault of the sampler."),
+        common.queue(_ALL),
+        common.number(
             "cache",
             "How full is its cache?",
-            f"max({_SAMPLER.select(metrics.cache_usage)})",
+            # Of an engine that does not tell it is NaN, which no comparison holds for.
+            f"max({_SAMPLER.select(metrics.cache_usage)} >= 0)",
             "Share of the fullest key-value cache in use. At 100 % completions wait for others to end.",
             unit="percentunit",
             steps=((0.9, ORANGE),),
+            nothing="not told",
         ),
-        stat_panel(
+        common.number(
             "tokens_per_second",
             "How many tokens a second?",
             _SAMPLER.rate(metrics.completion_tokens, WINDOW),
             "Tokens of completions, all replicas together.",
-            unit="short",
         ),
     )
 
@@ -90,37 +73,30 @@ def _health() -> tuple[Panel, ...]:
 def _policy() -> tuple[Panel, ...]:
     metrics = sampler_metrics()
     return (
-        Panel(
+        lines(
             "versions",
             "Which version is served, which is published?",
             "Optimiser steps since the base. Lines apart are replicas that are behind.",
-            (
-                Query(_PODS.largest(_SAMPLER.select(metrics.policy_version)), "{{pod}} serves"),
-                Query(_SAMPLER.largest(_SAMPLER.select(metrics.desired_policy_version)), "published"),
-            ),
-            "short",
-            least=0,
+            Query(_PODS.largest(_SAMPLER.select(metrics.policy_version)), "{{pod}} serves"),
+            Query(_SAMPLER.largest(_SAMPLER.select(metrics.desired_policy_version)), "published"),
         ),
-        Panel(
+        lines(
             "behind_seconds",
             "How long has a replica been behind?",
-            "Time since it learnt of a version that it does not serve yet. The line is where the alert fires.",
-            (Query(_PODS.largest(_SAMPLER.select(metrics.behind_seconds)), "{{pod}}"),),
-            "s",
-            steps=((limits.POLICY_BEHIND_SECONDS, RED),),
-            least=0,
+            "Time since it learnt of a version that it does not serve yet, and when it takes no calls any more: the "
+            "alert fires before that.",
+            Query(_PODS.largest(_SAMPLER.select(metrics.behind_seconds)), "{{pod}}"),
+            Query(_SAMPLER.least(_SAMPLER.select(metrics.sync_deadline)), "takes no calls"),
+            unit="s",
         ),
-        Panel(
+        lines(
             "loading",
             "How long does a new version take, and what goes wrong?",
-            "Time to check and swap in a version; looks at shared storage that did not end with it being served, a "
-            "second.",
-            (
-                Query(_SAMPLER.mean(metrics.policy_load_seconds, WINDOW), "mean time to load"),
-                Query(_SAMPLER.keep("reason").rate(metrics.sync_failures, WINDOW), "failures: {{reason}}"),
-            ),
-            "short",
-            least=0,
+            "Time to check and swap in a version; on the right, looks at shared storage that did not end with it "
+            "being served, a second.",
+            Query(_SAMPLER.mean(metrics.policy_load_seconds, WINDOW), "mean time to load"),
+            Query(_SAMPLER.keep("reason").rate(metrics.sync_failures, WINDOW), "failures: {{reason}}", "ops"),
+            unit="s",
         ),
     )
 
@@ -130,75 +106,53 @@ def _engine() -> tuple[Panel, ...]:
     sampled = _SAMPLER.rate(metrics.completion_tokens, WINDOW)
     gpus = _SAMPLER.total(_SAMPLER.select(metrics.engine_gpus))
     return (
-        Panel(
+        lines(
             "queue_depth",
             "How much is sampled, how much waits?",
             "Completions of all replicas, and the most that may wait.",
-            (
-                Query(_SAMPLER.total(_SAMPLER.select(metrics.running_completions)), "being sampled"),
-                Query(_SAMPLER.total(_SAMPLER.select(metrics.queue_completions)), "waiting"),
-                Query(_SAMPLER.total(_SAMPLER.select(metrics.queue_limit)), "limit of those that wait"),
-            ),
-            "short",
-            least=0,
+            Query(_SAMPLER.total(_SAMPLER.select(metrics.running_completions)), "being sampled"),
+            Query(_SAMPLER.total(_SAMPLER.select(metrics.queue_completions)), "waiting"),
+            Query(_SAMPLER.total(_SAMPLER.select(metrics.queue_limit)), "limit of those that wait"),
         ),
-        Panel(
+        lines(
             "queue_wait",
             "How long do requests wait for the engine?",
             "From a request's arrival until the engine gets it. The line is the objective.",
-            (
-                Query(_SAMPLER.quantile(0.5, metrics.queue_wait_seconds, WINDOW), "median"),
-                Query(_SAMPLER.quantile(0.99, metrics.queue_wait_seconds, WINDOW), "99 %"),
-            ),
-            "s",
-            steps=((30, RED),),
-            least=0,
+            *spread(_SAMPLER, metrics.queue_wait_seconds),
+            unit="s",
+            red=30,
         ),
-        Panel(
+        lines(
             "engine_seconds",
             "How long does the engine take?",
-            "Time of one call of the engine, and how many completions one asks for.",
-            (
-                Query(_SAMPLER.quantile(0.5, metrics.engine_seconds, WINDOW), "median seconds"),
-                Query(_SAMPLER.quantile(0.99, metrics.engine_seconds, WINDOW), "99 % seconds"),
-                Query(_SAMPLER.mean(metrics.call_completions, WINDOW), "completions of a call"),
-            ),
-            "short",
-            least=0,
+            "Time of one call of the engine; on the right, how many completions one asks for.",
+            *spread(_SAMPLER, metrics.engine_seconds),
+            Query(_SAMPLER.mean(metrics.call_completions, WINDOW), "completions of a call", "short"),
+            unit="s",
         ),
-        Panel(
+        lines(
             "tokens",
             "How many tokens go in and out?",
-            "Tokens a second: of prompts, each counted for every completion that follows it; computed for that; and "
-            "sampled.",
-            (
-                Query(_SAMPLER.rate(metrics.prompt_tokens, WINDOW), "given"),
-                Query(_SAMPLER.rate(metrics.computed_prompt_tokens, WINDOW), "computed"),
-                Query(sampled, "sampled"),
-            ),
-            "short",
-            least=0,
+            "Tokens a second: of prompts, each counted for every completion that follows it; computed for that; "
+            "sampled; and sampled by each GPU, or by all CPUs.",
+            Query(_SAMPLER.rate(metrics.prompt_tokens, WINDOW), "given"),
+            Query(_SAMPLER.rate(metrics.computed_prompt_tokens, WINDOW), "computed"),
+            Query(sampled, "sampled"),
+            Query(f"{sampled} / clamp_min({gpus}, 1)", "sampled by each GPU"),
         ),
-        Panel(
+        lines(
             "stops",
             "How do completions end?",
             "Completions a second. Many that end at max_tokens are cut off in the middle of what they say.",
-            (Query(_SAMPLER.keep("stop_reason").rate(metrics.completions, WINDOW), "{{stop_reason}}"),),
-            "short",
-            least=0,
+            Query(_SAMPLER.keep("stop_reason").rate(metrics.completions, WINDOW), "{{stop_reason}}"),
         ),
-        Panel(
+        lines(
             "shared",
-            "What does each GPU do?",
-            "Prompt tokens that were not computed again, over half an hour; cache in use; tokens sampled a second by "
-            "each GPU, "
-            "or by all CPUs.",
-            (
-                Query(_ALL.select(recording.PROMPT_TOKENS_SHARED), "prompts shared"),
-                Query(_PODS.largest(_SAMPLER.select(metrics.cache_usage)), "{{pod}} cache"),
-                Query(f"{sampled} / clamp_min({gpus}, 1)", "tokens a second and GPU"),
-            ),
-            "short",
-            least=0,
+            "How much is shared, how full are caches?",
+            "Prompt tokens that were not computed again, over half an hour; cache in use.",
+            Query(_ALL.select(recording.PROMPT_TOKENS_SHARED), "prompts shared"),
+            Query(_PODS.largest(_SAMPLER.select(metrics.cache_usage)), "{{pod}} cache"),
+            unit="percentunit",
+            most=1,
         ),
     )

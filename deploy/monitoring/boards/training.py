@@ -5,9 +5,11 @@ from __future__ import annotations
 from prometheus_client import Gauge
 
 from monitoring import limits
+from monitoring.boards import common
 from monitoring.boards.board import HEALTH, HERE, WINDOW, Board, Variable
-from monitoring.boards.panel import ORANGE, RED, Panel, Query, stat_panel
-from monitoring.catalogue import series_of
+from monitoring.boards.common import bars, lines
+from monitoring.boards.panel import ORANGE, RED, Panel, Query
+from monitoring.progress import dropped_share, since_last_step, usual_pause
 from rlaif_pipelines.training.prometheus import training_metrics
 
 UID = "rlaif-training"
@@ -16,7 +18,7 @@ _RUN = HERE.where(pod="=~$run", stage="=~$stage").keep("pod", "stage")
 
 def training() -> Board:
     """How far it is, whether it learns what it should, and what it spends its time on."""
-    step = series_of(_figure("step")).name
+    step = _figure("step")
     return Board(
         uid=UID,
         title="RLAIF / Training run",
@@ -29,8 +31,8 @@ def training() -> Board:
             "What is the time spent on?": _time(),
         },
         variables=(
-            Variable("run", "run (pod)", f'label_values({step}{{namespace="$namespace"}}, pod)', many=True),
-            Variable("stage", "stage", f'label_values({step}{{namespace="$namespace"}}, stage)', many=True),
+            Variable.of("run", "run (pod)", step, "pod"),
+            Variable.of("stage", "stage", step, "stage"),
         ),
     )
 
@@ -39,94 +41,92 @@ def _figure(name: str) -> Gauge:
     return training_metrics().figures[name]
 
 
-def _line(name: str, legend: str) -> Query:
-    return Query(_RUN.select(_figure(name)), f"{{{{pod}}}} {legend}")
+def _line(name: str, legend: str, unit: str = "") -> Query:
+    return Query(_RUN.select(_figure(name)), f"{{{{pod}}}} {legend}", unit)
 
 
 def _health() -> tuple[Panel, ...]:
     metrics = training_metrics()
     return (
-        stat_panel(
+        common.number(
             "progress",
             "How far is it?",
             f"max({_RUN.select(_figure('step'))} / {_RUN.select(_figure('num_steps'))})",
             "Share of the planned steps that are done.",
             unit="percentunit",
         ),
-        stat_panel(
+        common.number(
             "remaining",
             "When will it be done?",
             f"max({_RUN.select(metrics.remaining_seconds)})",
             "Expected time to the end at the pace since this start.",
             unit="s",
         ),
-        stat_panel(
+        common.bad_share(
             "last_step",
             "Is it still going?",
-            f"time() - max({_RUN.select(_figure('time'))})",
-            "Time since the last step was done.",
-            unit="s",
-            steps=((300, ORANGE), (900, RED)),
+            f"max({since_last_step(_RUN)} / {usual_pause(_RUN)})",
+            "Time since the last step, as a share of what the alert allows: ten times that step, a quarter of an hour "
+            "at least. Of several trainings, the one that waits longest.",
+            orange=0.5,
+            red=1,
         ),
-        stat_panel(
+        common.bad_share(
             "guards",
             "Is a guard about to fire?",
             f"max({_RUN.select(metrics.guards_used)})",
             "How much of its limit the guard that is nearest to it has used; over 100 % it fires.",
-            unit="percentunit",
-            steps=((0.6, ORANGE), (limits.GUARD_USED, RED)),
+            orange=0.6,
+            red=limits.GUARD_USED,
             nothing="no guards",
         ),
-        stat_panel(
+        common.number(
             "reward",
             "What reward does it get?",
             f"max({_RUN.select(_figure('reward'))})",
             "Mean reward of the last batch. It rises by itself while it is trained on: look at the held-out score too.",
-            unit="short",
             nothing="no rewards",
         ),
-        stat_panel(
+        common.bad_share(
             "dropped",
             "How much is not trained on?",
-            f"sum({_dropped()}) / (sum({_RUN.rate(metrics.samples, '15m')}) + sum({_dropped()}))",
+            f"max({dropped_share(_RUN, '15m')})",
             "Completions of a quarter of an hour whose rewards failed, over all.",
-            unit="percentunit",
-            steps=((limits.SAMPLES_DROPPED / 2, ORANGE), (limits.SAMPLES_DROPPED, RED)),
+            orange=limits.SAMPLES_DROPPED / 2,
+            red=limits.SAMPLES_DROPPED,
             nothing="nothing",
         ),
     )
 
 
-def _dropped() -> str:
-    return _RUN.rate(training_metrics().dropped, "15m", reason="!~groups_.*")
-
-
 def _better() -> tuple[Panel, ...]:
     return (
-        Panel(
+        lines(
             "rewards",
             "Does the reward rise?",
             "Mean and standard deviation of the rewards of each batch.",
-            (_line("reward", "mean"), _line("reward_sd", "standard deviation")),
-            "short",
+            _line("reward", "mean"),
+            _line("reward_sd", "standard deviation"),
+            least=None,
         ),
-        Panel(
+        lines(
             "held_out",
             "Does it become better by what it is not trained on?",
             "Second opinion on prompts set apart, and the gold score where there is one. The reward rising while "
-            "these fall is "
-            "a reward that is gamed.",
-            (_line("held_out", "held out"), _line("gold", "gold")),
-            "short",
+            "these fall is a reward that is gamed.",
+            _line("held_out", "held out"),
+            _line("gold", "gold"),
+            least=None,
         ),
-        Panel(
+        lines(
             "pairs",
             "Do preferred responses lead?",
-            "Of reward models and preference optimisation: share of decided pairs whose preferred response leads, and "
-            "by how "
-            "much.",
-            (_line("accuracy", "leads"), _line("margin", "by, nats")),
-            "short",
+            "Of reward models and preference optimisation: share of decided pairs whose preferred response leads; on "
+            "the right, by how much.",
+            _line("accuracy", "leads"),
+            _line("margin", "by, nats", "short"),
+            least=None,
+            unit="percentunit",
         ),
     )
 
@@ -134,54 +134,48 @@ def _better() -> tuple[Panel, ...]:
 def _meaning() -> tuple[Panel, ...]:
     metrics = training_metrics()
     return (
-        Panel(
+        lines(
             "guards_used",
             "How close is each guard?",
             "Share of its limit that each guard found used. The line is where the alert fires, at 1 the guard does.",
-            (Query(_RUN.select(metrics.guards_used), "{{pod}} {{guard}}"),),
-            "percentunit",
+            Query(_RUN.select(metrics.guards_used), "{{pod}} {{guard}}"),
+            unit="percentunit",
             steps=((limits.GUARD_USED, ORANGE), (1, RED)),
-            least=0,
         ),
-        Panel(
+        lines(
             "kl",
             "How far has it gone from the reference?",
-            "KL of a whole completion, nats, and the weight that holds it back.",
-            (_line("kl", "KL"), _line("kl_beta", "weight")),
-            "short",
+            "KL of a whole completion, nats; on the right, the weight that holds it back.",
+            _line("kl", "KL"),
+            _line("kl_beta", "weight", "short"),
+            least=None,
         ),
-        Panel(
+        lines(
             "entropy",
             "Does it still say different things?",
             "Mean entropy of a token, nats. Near 0 it says one thing only.",
-            (_line("entropy", "entropy"),),
-            "short",
-            least=0,
+            _line("entropy", "entropy"),
         ),
-        Panel(
+        lines(
             "length",
             "How long are its completions?",
             "Mean tokens of a completion.",
-            (_line("completion_tokens", "tokens"),),
-            "short",
-            least=0,
+            _line("completion_tokens", "tokens"),
         ),
-        Panel(
+        lines(
             "repetition",
             "Does it repeat itself or run on?",
             "Repeated 4-grams of a completion, and completions that ended because their budget did.",
-            (_line("repetition", "repeated"), _line("cut_off_fraction", "cut off")),
-            "percentunit",
-            least=0,
+            _line("repetition", "repeated"),
+            _line("cut_off_fraction", "cut off"),
+            unit="percentunit",
         ),
-        Panel(
+        bars(
             "guard_firings",
             "Did a guard fire?",
             "Firings of each guard since the process started; one that stops the training is counted in the overview "
             "too.",
-            (Query(_RUN.keep("guard").total(_RUN.select(metrics.guards)), "{{pod}} {{guard}}"),),
-            "short",
-            kind="bars",
+            Query(_RUN.keep("guard").total(_RUN.select(metrics.guards)), "{{pod}} {{guard}}"),
             steps=((1, RED),),
         ),
     )
@@ -190,55 +184,47 @@ def _meaning() -> tuple[Panel, ...]:
 def _learning() -> tuple[Panel, ...]:
     metrics = training_metrics()
     return (
-        Panel(
+        lines(
             "loss",
             "How does the loss go?",
             "Loss of each step; of preference optimisation it falls, of reinforcement it need not.",
-            (_line("loss", "loss"),),
-            "short",
+            _line("loss", "loss"),
+            least=None,
         ),
-        Panel(
+        lines(
             "gradient",
             "Are gradients calm?",
-            "Norm of the gradient before clipping, and the learning rate.",
-            (_line("grad_norm", "gradient"), _line("learning_rate", "learning rate")),
-            "short",
-            least=0,
+            "Norm of the gradient before clipping; on the right, the learning rate.",
+            _line("grad_norm", "gradient"),
+            _line("learning_rate", "learning rate", "short"),
         ),
-        Panel(
+        lines(
             "clipping",
             "How much is clipped?",
             "Tokens whose ratio of policies was clipped, and whose weight between trainer and sampler was cut.",
-            (_line("clip_fraction", "clipped"), _line("truncated_fraction", "cut")),
-            "percentunit",
-            least=0,
+            _line("clip_fraction", "clipped"),
+            _line("truncated_fraction", "cut"),
+            unit="percentunit",
         ),
-        Panel(
+        lines(
             "dropped_reasons",
             "What is not trained on, and why?",
             "A second: completions whose rewards failed, by reason; groups without a quorum or without variance.",
-            (Query(_RUN.keep("reason").rate(metrics.dropped, WINDOW), "{{pod}} {{reason}}"),),
-            "short",
-            least=0,
+            Query(_RUN.keep("reason").rate(metrics.dropped, WINDOW), "{{pod}} {{reason}}"),
         ),
-        Panel(
+        lines(
             "samples",
             "How much is trained on?",
-            "Completions a second that were trained on, and steps a second without anything to learn from.",
-            (
-                Query(_RUN.rate(metrics.samples, WINDOW), "{{pod}} completions"),
-                Query(_RUN.rate(metrics.skipped, WINDOW), "{{pod}} skipped steps"),
-            ),
-            "short",
-            least=0,
+            "Completions a second that were trained on; on the right, steps a second without anything to learn from.",
+            Query(_RUN.rate(metrics.samples, WINDOW), "{{pod}} completions"),
+            Query(_RUN.rate(metrics.skipped, WINDOW), "{{pod}} skipped steps", "ops"),
         ),
-        Panel(
+        lines(
             "versions",
             "Which policy is sampled from?",
-            "Version that the last batch came from, and by how many steps it trails the weights trained.",
-            (_line("policy_version", "version"), _line("staleness", "steps behind")),
-            "short",
-            least=0,
+            "Version that the last batch came from; on the right, by how many steps it trails the weights trained.",
+            _line("policy_version", "version"),
+            _line("staleness", "steps behind", "short"),
         ),
     )
 
@@ -246,22 +232,20 @@ def _learning() -> tuple[Panel, ...]:
 def _time() -> tuple[Panel, ...]:
     metrics = training_metrics()
     return (
-        Panel(
+        lines(
             "parts",
             "What does a step spend its time on?",
             "Seconds of the last step and its parts; wait is what the training stood still for.",
-            (Query(_RUN.select(metrics.part_seconds), "{{pod}} {{part}}"),),
-            "s",
-            least=0,
+            Query(_RUN.select(metrics.part_seconds), "{{pod}} {{part}}"),
+            unit="s",
             width=12,
         ),
-        Panel(
+        lines(
             "speed",
             "How quick is it?",
-            "Tokens a second of the last step, and steps done.",
-            (_line("tokens_per_second", "tokens a second"), _line("step", "steps")),
-            "short",
-            least=0,
+            "Tokens a second of the last step; on the right, steps done.",
+            _line("tokens_per_second", "tokens a second"),
+            _line("step", "steps", "short"),
             width=12,
         ),
     )

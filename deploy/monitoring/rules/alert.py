@@ -48,8 +48,3 @@ class Alert:
                 "dashboard_url": f"{self.panel}&var-namespace={{{{ $labels.namespace }}}}",
             },
         }
-
-
-def rise(counter: str, window: str) -> str:
-    """How much a counter rose, its first appearance counted, which `increase` does not see."""
-    return f"(increase({counter}[{window}]) > 0 or ({counter} > 0 unless {counter} offset {window}))"

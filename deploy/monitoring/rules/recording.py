@@ -33,6 +33,16 @@ def request_slow(window: str) -> Series:
     return _recorded(f"rlaif:request_slow:ratio_rate{window}")
 
 
+def failed_requests(window: str) -> Series:
+    """How many calls a service failed in that window."""
+    return _recorded(f"rlaif:request_errors:increase{window}")
+
+
+def slow_requests(window: str) -> Series:
+    """How many calls took longer than their objective allows in that window."""
+    return _recorded(f"rlaif:request_slow:increase{window}")
+
+
 REQUESTS: Final = _recorded("rlaif:requests:rate5m")
 REFUSED: Final = _recorded("rlaif:calls_refused:ratio_rate5m")
 QUEUE_USED: Final = _recorded("rlaif:queue_used:ratio")
@@ -68,25 +78,32 @@ def _objectives(jobs: Scope, timing: Timing) -> list[Recording]:
     for window in objectives.WINDOWS:
         failed = _calls(jobs, timing(window), code=objectives.ERROR_CODES)
         rules.append(Recording(request_errors(window), share(failed, _calls(jobs, timing(window)))))
-        rules.append(Recording(request_slow(window), _slow(jobs, timing(window))))
+        in_time, counted = _bounded(jobs, "rate", timing(window))
+        rules.append(Recording(request_slow(window), f"1 - {ratio(in_time, counted)}"))
+    for window in dict.fromkeys(burn.long for burn in objectives.BURNS):
+        failed = _calls(jobs, timing(window), "increase", code=objectives.ERROR_CODES)
+        calls = _calls(jobs, timing(window), "increase")
+        rules.append(Recording(failed_requests(window), f"{failed} or 0 * {calls}"))
+        in_time, counted = _bounded(jobs, "increase", timing(window))
+        rules.append(Recording(slow_requests(window), f"{counted} - {in_time}"))
     refused = _calls(jobs, timing("5m"), code="RESOURCE_EXHAUSTED")
     return [*rules, Recording(REFUSED, share(refused, _calls(jobs, timing("5m"))))]
 
 
-def _calls(jobs: Scope, window: str, **matchers: Any) -> str:
+def _calls(jobs: Scope, window: str, function: str = "rate", /, **matchers: Any) -> str:
     calls = jobs.select_any([requests(service).requests for service in SERVICES], **matchers)
-    return jobs.total(f"rate({calls}[{window}])")
+    return jobs.total(f"{function}({calls}[{window}])")
 
 
-def _slow(jobs: Scope, window: str) -> str:
-    """1 - those in time over all that have an objective."""
+def _bounded(jobs: Scope, function: str, window: str) -> tuple[str, str]:
+    """(calls in time, all calls that have an objective)."""
     in_time, counted = [], []
     for bound in objectives.LATENCY_BOUNDS:
         methods = {"method": bound.methods} if bound.methods else {}
-        in_time.append(f"rate({jobs.select(bound.metric(), 'bucket', le=bound.le, **methods)}[{window}])")
-        counted.append(f"rate({jobs.select(bound.metric(), 'count', **methods)}[{window}])")
+        in_time.append(f"{function}({jobs.select(bound.metric(), 'bucket', le=bound.le, **methods)}[{window}])")
+        counted.append(f"{function}({jobs.select(bound.metric(), 'count', **methods)}[{window}])")
     # Series of different jobs or methods: side by side they are one vector.
-    return f"1 - {ratio(jobs.total(' or '.join(in_time)), jobs.total(' or '.join(counted)))}"
+    return jobs.total(" or ".join(in_time)), jobs.total(" or ".join(counted))
 
 
 def _queues(jobs: Scope, timing: Timing) -> list[Recording]:

@@ -6,7 +6,7 @@ from typing import Final
 
 from monitoring import catalogue, limits, objectives
 from monitoring.boards.board import Board
-from monitoring.catalogue import SERVICES, requests
+from monitoring.catalogue import JOBS, SERVICES, requests
 from monitoring.promql import Scope
 from monitoring.rules import recording
 from monitoring.rules.alert import Alert, Severity
@@ -14,7 +14,6 @@ from monitoring.timing import Timing
 from rlaif.runtime.reloading import reload_metrics
 from rlaif.sampler.metrics import sampler_metrics
 
-_JOBS: Final = ("rlaif-sampler", "rlaif-judge", "rlaif-evaluator", "rlaif-reward", "rlaif-oversight")
 _DAY: Final = 86_400
 _CERTIFICATE_SEVERITIES: Final[tuple[tuple[int, Severity], ...]] = (
     (limits.CERTIFICATE_DAYS, "warning"),
@@ -34,16 +33,18 @@ def service_alerts(scope: Scope, timing: Timing, *, overview: Board, sampler: Bo
 
 
 def _availability(scope: Scope, timing: Timing, overview: Board) -> list[Alert]:
-    up = scope.select(catalogue.UP, job=_JOBS)
+    up = scope.select(catalogue.UP, job=(*JOBS, "rlaif-evaluator"))
     lately = f"max_over_time({up}[{timing('1h')}])"
     jobs = scope.keep("job")
+    missing = " or ".join(f"absent({scope.select(catalogue.UP, job=job)})" for job in JOBS)
     ready = scope.select_any([requests(service).ready for service in SERVICES])
     return [
         Alert(
             "RlaifServiceDown",
-            # A pod that is gone is no target any more: what was there within the hour and is no longer is down too.
-            f"{jobs.largest(up)} == 0 or ({jobs.largest(lately)} unless {jobs.largest(up)})",
-            timing("1m"),
+            # A pod that is gone, or waits for a node, is no target. Not every installation has an evaluator: it is
+            # missed for an hour.
+            f"{jobs.largest(up)} == 0 or ({jobs.largest(lately)} unless {jobs.largest(up)}) or {missing}",
+            timing("2m"),
             "critical",
             "{{ $labels.job }} is down",
             "No replica of {{ $labels.job }} in {{ $labels.namespace }} can be read by Prometheus. Its callers fail "
@@ -56,8 +57,8 @@ def _availability(scope: Scope, timing: Timing, overview: Board) -> list[Alert]:
             timing("5m"),
             "warning",
             "{{ $value }} replicas of {{ $labels.job }} are down",
-            "Prometheus cannot read {{ $value }} replicas of {{ $labels.job }} in {{ $labels.namespace }}; others "
-            "may serve.",
+            "Prometheus cannot read {{ $value }} replicas of {{ $labels.job }} in {{ $labels.namespace }}; others may "
+            "serve.",
             overview.path_to("up"),
         ),
         Alert(
@@ -76,12 +77,27 @@ def _availability(scope: Scope, timing: Timing, overview: Board) -> list[Alert]:
 def _burns(scope: Scope, timing: Timing, overview: Board) -> list[Alert]:
     alerts = []
     for burn in objectives.BURNS:
-        for name, series, allowed, what, panel in (
-            ("RlaifErrorBudgetBurn", recording.request_errors, 1 - objectives.AVAILABILITY, "failed", "error_ratio"),
-            ("RlaifLatencyBudgetBurn", recording.request_slow, 1 - objectives.LATENCY, "were too slow", "slow_ratio"),
+        for name, series, misses, allowed, what, panel in (
+            (
+                "RlaifErrorBudgetBurn",
+                recording.request_errors,
+                recording.failed_requests,
+                1 - objectives.AVAILABILITY,
+                "failed",
+                "error_ratio",
+            ),
+            (
+                "RlaifLatencyBudgetBurn",
+                recording.request_slow,
+                recording.slow_requests,
+                1 - objectives.LATENCY,
+                "were too slow",
+                "slow_ratio",
+            ),
         ):
             limit = f"{burn.factor * allowed:g}"
             over = [f"{scope.select(series(window))} > {limit}" for window in (burn.long, burn.short)]
+            over.append(f"{scope.select(misses(burn.long))} >= {limits.MISSES_LEAST}")
             alerts.append(
                 Alert(
                     name,
@@ -107,15 +123,14 @@ def _saturation(scope: Scope, timing: Timing, overview: Board) -> list[Alert]:
             "warning",
             "A queue of {{ $labels.job }} is {{ $value | humanizePercentage }} full",
             "{{ $labels.job }} in {{ $labels.namespace }} gets more than it computes. When the queue is full, calls "
-            "are "
-            "refused.",
+            "are refused.",
             overview.path_to("queues"),
         ),
         Alert(
             "RlaifCallsRefused",
             f"{scope.select(recording.REFUSED)} > {limits.CALLS_REFUSED}",
-            timing("5m"),
-            "critical",
+            timing("10m"),
+            "warning",
             "{{ $labels.job }} refuses {{ $value | humanizePercentage }} of its calls",
             "A queue of {{ $labels.job }} in {{ $labels.namespace }} is full, or a caller has more than its share of "
             "it.",
@@ -136,9 +151,8 @@ def _certificates(scope: Scope, timing: Timing, overview: Board) -> list[Alert]:
                 timing("10m"),
                 severity,
                 "A certificate of {{ $labels.job }} ends in {{ $value | humanizeDuration }}",
-                "The {{ $labels.certificate }} certificate that {{ $labels.job }} in {{ $labels.namespace }} uses "
-                "was not "
-                "renewed. When it ends, every call fails.",
+                "The {{ $labels.certificate }} certificate that {{ $labels.job }} in {{ $labels.namespace }} uses was "
+                "not renewed. When it ends, every call fails.",
                 overview.path_to("certificates"),
                 window=f"{days}d",
             )
@@ -151,8 +165,7 @@ def _certificates(scope: Scope, timing: Timing, overview: Board) -> list[Alert]:
             "warning",
             "{{ $labels.job }} cannot use changed {{ $labels.source }}",
             "Files with {{ $labels.source }} of {{ $labels.job }} in {{ $labels.namespace }} changed and cannot be "
-            "used; the "
-            "old ones are in force. Its log names the file and what is wrong.",
+            "used; the old ones are in force. Its log names the file and what is wrong.",
             overview.path_to("reloads"),
         ),
     ]
@@ -161,15 +174,17 @@ def _certificates(scope: Scope, timing: Timing, overview: Board) -> list[Alert]:
 def _policy(scope: Scope, timing: Timing, sampler: Board) -> list[Alert]:
     metrics = sampler_metrics()
     pods = scope.keep("pod")
+    behind = f"{scope.select(metrics.behind_seconds)} / {scope.select(metrics.sync_deadline)}"
     return [
         Alert(
             "RlaifPolicyStale",
-            f"{pods.largest(scope.select(metrics.behind_seconds))} > {limits.POLICY_BEHIND_SECONDS}",
+            f"{pods.largest(behind)} > {limits.POLICY_BEHIND}",
             timing("1m"),
             "critical",
             "{{ $labels.pod }} serves an old policy",
-            "Sampler {{ $labels.pod }} in {{ $labels.namespace }} has known of a newer version for "
-            "{{ $value | humanizeDuration }} and does not serve it. Trainings wait for it.",
+            "Sampler {{ $labels.pod }} in {{ $labels.namespace }} does not serve the version that was published. Of "
+            "the time after which it takes no calls, {{ $value | humanizePercentage }} are over; trainings wait for "
+            "it.",
             sampler.path_to("behind_seconds"),
         ),
         Alert(
@@ -179,8 +194,7 @@ def _policy(scope: Scope, timing: Timing, sampler: Board) -> list[Alert]:
             "warning",
             "{{ $labels.pod }} cannot read or load the published policy",
             "Sampler {{ $labels.pod }} in {{ $labels.namespace }} fails with {{ $labels.reason }} when it looks for "
-            "the "
-            "published policy.",
+            "the published policy.",
             sampler.path_to("loading"),
         ),
     ]

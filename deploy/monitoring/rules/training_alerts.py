@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from monitoring import limits
 from monitoring.boards.board import Board
-from monitoring.promql import Scope, ratio
-from monitoring.rules.alert import Alert, rise
+from monitoring.progress import dropped_share, since_last_step, usual_pause
+from monitoring.promql import Scope, risen
+from monitoring.rules.alert import Alert
 from monitoring.timing import Timing
 from rlaif.oversight.metrics import run_metrics
 from rlaif_pipelines.training.prometheus import training_metrics
@@ -19,54 +20,47 @@ def training_alerts(scope: Scope, timing: Timing, *, overview: Board, training: 
 def _running(scope: Scope, timing: Timing, training: Board) -> list[Alert]:
     metrics, figures = training_metrics(), training_metrics().figures
     runs = scope.keep("pod", "stage")
-    since = f"time() - {runs.largest(scope.select(figures['time']))}"
-    step_seconds = runs.largest(scope.select(metrics.part_seconds, part="step"))
-    usual = f"clamp_min({limits.TRAINING_STALLED_STEPS} * {step_seconds}, {timing.seconds('15m'):g})"
     unfinished = f"{runs.largest(scope.select(figures['step']))} < {runs.largest(scope.select(figures['num_steps']))}"
-    window = timing("15m")
-    dropped = runs.rate(metrics.dropped, window, reason="!~groups_.*")
     fired, hour = scope.select(metrics.guards), timing("1h")
-    tried = f"({runs.rate(metrics.samples, window)} + {dropped})"
     return [
         Alert(
             "RlaifTrainingStalled",
-            f"{since} > {usual} and {unfinished}",
+            f"{since_last_step(runs)} > {usual_pause(runs, timing)} and {unfinished}",
             timing("1m"),
             "critical",
             "Training {{ $labels.stage }} of {{ $labels.pod }} has stopped moving",
-            "No step of {{ $labels.stage }} in {{ $labels.pod }}, {{ $labels.namespace }}, was done for "
-            "{{ $value | humanizeDuration }}: it waits for a service, for another process, or for ever.",
+            "No step of {{ $labels.stage }} in {{ $labels.pod }}, {{ $labels.namespace }}, was done for {{ $value | "
+            "humanizeDuration }}: it waits for a service, for another process, or for ever.",
             training.path_to("last_step"),
         ),
         Alert(
             "RlaifTrainingGuardNear",
             f"{runs.keep('guard').largest(scope.select(metrics.guards_used))} > {limits.GUARD_USED}",
-            "",
+            timing("5m"),
             "warning",
             "Guard {{ $labels.guard }} of {{ $labels.pod }} is about to fire",
-            "Training {{ $labels.stage }} of {{ $labels.pod }} in {{ $labels.namespace }} has used "
-            "{{ $value | humanizePercentage }} of what guard {{ $labels.guard }} allows.",
+            "Training {{ $labels.stage }} of {{ $labels.pod }} in {{ $labels.namespace }} has used {{ $value | "
+            "humanizePercentage }} of what guard {{ $labels.guard }} allows.",
             training.path_to("guards_used"),
         ),
         Alert(
             "RlaifTrainingDropsSamples",
-            f"{ratio(dropped, tried)} > {limits.SAMPLES_DROPPED}",
+            f"{dropped_share(runs, timing('15m'))} > {limits.SAMPLES_DROPPED}",
             timing("10m"),
             "warning",
             "{{ $labels.pod }} cannot train on {{ $value | humanizePercentage }} of its completions",
             "Rewards of training {{ $labels.stage }} in {{ $labels.pod }}, {{ $labels.namespace }}, fail: it learns "
-            "from what is "
-            "left, which may not be a fair sample.",
+            "from what is left, which may not be a fair sample.",
             training.path_to("dropped_reasons"),
         ),
         Alert(
             "RlaifTrainingGuardFired",
             f"{runs.keep('guard').total(f'increase({fired}[{hour}])')} > 0",
             "",
-            "critical",
+            "warning",
             "Guard {{ $labels.guard }} fired in {{ $labels.pod }}",
-            "Guard {{ $labels.guard }} slowed or stopped training {{ $labels.stage }} of {{ $labels.pod }} in "
-            "{{ $labels.namespace }}. Its log says on which figures.",
+            "Guard {{ $labels.guard }} slowed or stopped training {{ $labels.stage }} of {{ $labels.pod }} in {{ "
+            "$labels.namespace }}. Its log says on which figures.",
             training.path_to("guard_firings"),
             window="running",
         ),
@@ -82,11 +76,10 @@ def _ended(scope: Scope, timing: Timing, overview: Board) -> list[Alert]:
             "RlaifTrainingGuardFired",
             f"{scope.keep('guard').total(f'increase({stopped}[{hour}])')} > 0",
             "",
-            "critical",
+            "warning",
             "Guard {{ $labels.guard }} stopped a training",
-            "A training in {{ $labels.namespace }} was stopped by guard {{ $labels.guard }} and went back to its "
-            "best version. "
-            "The run's report says on which figures.",
+            "A training in {{ $labels.namespace }} was stopped by guard {{ $labels.guard }} and went back to its best "
+            "version. The run's report says on which figures.",
             overview.path_to("gates"),
             window="ended",
         ),
@@ -97,19 +90,17 @@ def _ended(scope: Scope, timing: Timing, overview: Board) -> list[Alert]:
             "warning",
             "A gate let labels train nothing",
             "The quality gate of a run in {{ $labels.namespace }} found its labels not good enough; the run ended "
-            "without "
-            "training.",
+            "without training.",
             overview.path_to("gates"),
         ),
         Alert(
             "RlaifStageFailed",
-            failures.total(rise(scope.select(runs.stage_failures), hour)),
+            f"{failures.total(risen(scope.select(runs.stage_failures), hour))} > 0",
             "",
             "warning",
             "Stage {{ $labels.stage }} of a run failed: {{ $labels.reason }}",
-            "A run in {{ $labels.namespace }} ended in stage {{ $labels.stage }} ({{ $labels.launcher }}): "
-            "{{ $labels.reason }}. "
-            "Started again it goes on from there.",
+            "A run in {{ $labels.namespace }} ended in stage {{ $labels.stage }} ({{ $labels.launcher }}): {{ "
+            "$labels.reason }}. Started again it goes on from there.",
             overview.path_to("stage_failures"),
         ),
     ]

@@ -33,6 +33,7 @@ class SamplerMetrics:
     policy_load_seconds: Histogram
     sync_failures: Counter
     behind_seconds: Gauge
+    sync_deadline: Gauge
 
 
 @cache
@@ -111,6 +112,11 @@ def sampler_metrics() -> SamplerMetrics:
         behind_seconds=Gauge(
             "rlaif_sampler_policy_behind_seconds",
             "Time since a version was published that this replica does not serve yet; 0 when it is current.",
+            registry=REGISTRY,
+        ),
+        sync_deadline=Gauge(
+            "rlaif_sampler_sync_deadline_seconds",
+            "How long this replica takes calls while it is behind.",
             registry=REGISTRY,
         ),
     )

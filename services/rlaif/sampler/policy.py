@@ -72,6 +72,7 @@ class PolicySync:
         metrics.policy_version.set(queue.identity.version)
         metrics.desired_policy_version.set(self.desired_version)
         metrics.behind_seconds.set_function(lambda: self.behind_seconds)
+        metrics.sync_deadline.set(deadline_seconds)
 
     @property
     def policy(self) -> str:
