@@ -5,9 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
+
+from rlaif.cli.run_options import (
+    HOW,
+    SIZES,
+    AlgorithmOption,
+    ConstitutionalOption,
+    ConstitutionOption,
+    EvaluatorOption,
+    JudgeOption,
+    MaxTokensOption,
+    NumCompletionsOption,
+    NumPromptsOption,
+    PolicyOption,
+    PromptsOption,
+    RewardOption,
+    RoundsOption,
+    SetOption,
+    StepsOption,
+    settings_of,
+)
 
 EPILOG = """
 [bold]rlaif plan --policy Qwen/Qwen3-8B --judge Qwen/Qwen3-32B --num-prompts 100000[/bold]
@@ -18,67 +38,36 @@ EPILOG = """
 
     On other GPUs, more of them, at your price, for a program to read.
 """
-_RUN, _SIZES, _PLAN = "The run, as of rlaif run", "Sizes", "The plan"
+_PLAN = "The plan"
 _ROLES = ("sampler", "judge", "reward", "evaluator", "trainer")
-_MODEL = "a folder or URI with config.json, a well-known name, or sizes such as num_hidden_layers=36,hidden_size=4096,…"
 
 
 def plan(
     *,
-    policy: Annotated[
-        str | None, typer.Option(metavar="MODEL", help=f"Policy to train: {_MODEL}", rich_help_panel=_RUN)
-    ] = None,
-    judge: Annotated[str | None, typer.Option(metavar="MODEL", help="Judge that labels.", rich_help_panel=_RUN)] = None,
-    evaluator: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="Second judge that only evaluates, or its host:port.", rich_help_panel=_RUN),
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Prompts, whose lengths then count.", rich_help_panel=_RUN),
-    ] = None,
-    constitution: Annotated[
-        str | None, typer.Option(metavar="FILE|NAME", help="Principles to judge by.", rich_help_panel=_RUN)
-    ] = None,
-    reward: Annotated[
-        Literal["judge", "model"] | None, typer.Option(help="GRPO's reward.", rich_help_panel=_RUN)
-    ] = None,
-    algorithm: Annotated[
-        Literal["grpo", "dpo", "sft"] | None, typer.Option(help="How the policy learns.", rich_help_panel=_RUN)
-    ] = None,
-    constitutional: Annotated[
-        bool, typer.Option("--constitutional", help="With the constitutional stage first.", rich_help_panel=_RUN)
-    ] = False,
+    prompts: PromptsOption = None,
+    constitution: ConstitutionOption = None,
+    policy: PolicyOption = None,
+    judge: JudgeOption = None,
+    evaluator: EvaluatorOption = None,
     pipeline: Annotated[
-        Literal["rlaif", "label-only"], typer.Option(help="Which pipeline.", rich_help_panel=_RUN)
+        Literal["rlaif", "label-only"], typer.Option(help="The whole loop, or labels alone.", rich_help_panel=HOW)
     ] = "rlaif",
-    rounds: Annotated[
-        int | None,
-        typer.Option(min=1, max=16, metavar="N", help="Times to sample, judge, gate, train.", rich_help_panel=_RUN),
-    ] = None,
-    num_prompts: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Prompts labelled in a round.", rich_help_panel=_SIZES)
-    ] = None,
-    num_completions: Annotated[
-        int | None, typer.Option(min=2, metavar="N", help="Completions of each.", rich_help_panel=_SIZES)
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="GRPO steps of a round.", rich_help_panel=_SIZES)
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Longest completion.", rich_help_panel=_SIZES)
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any other setting; may be repeated.", rich_help_panel=_SIZES),
-    ] = None,
+    reward: RewardOption = None,
+    algorithm: AlgorithmOption = None,
+    constitutional: ConstitutionalOption = False,
+    rounds: RoundsOption = None,
+    num_prompts: NumPromptsOption = None,
+    num_completions: NumCompletionsOption = None,
+    steps: StepsOption = None,
+    max_tokens: MaxTokensOption = None,
+    set_: SetOption = None,
     prompt_tokens: Annotated[
         float | None,
         typer.Option(
             min=1,
             metavar="N",
             help="Mean length of a prompt. Default: of --prompts, else 200.",
-            rich_help_panel=_SIZES,
+            rich_help_panel=SIZES,
             show_default=False,
         ),
     ] = None,
@@ -88,7 +77,7 @@ def plan(
             min=1,
             metavar="N",
             help="Mean length of a completion. Default: the longest allowed.",
-            rich_help_panel=_SIZES,
+            rich_help_panel=SIZES,
             show_default=False,
         ),
     ] = None,
@@ -125,30 +114,15 @@ def plan(
 ) -> None:
     """Say what a run will need: labels, tokens, memory and GPUs, hours, cost, and all that these rest on.
 
-    Nothing is started, and nothing is looked up on a network but the config.json of a model on object storage.
+    The run is described as to `rlaif run`. Of a model its config.json is enough,
+    a well-known name, or its sizes: num_hidden_layers=36,hidden_size=4096,…
+    Nothing is started. Of models on object storage the config.json is read, and nothing else on a network.
     """
+    options = dict(locals())
     from rlaif.cli.run_inputs import with_changes
     from rlaif_pipelines.planning import PlanOptions, prepare_plan
 
-    values: dict[str, Any] = {
-        "pipeline": pipeline,
-        "prompts": prompts,
-        "constitution": constitution,
-        "policy": policy,
-        "judge": judge,
-        "evaluator": evaluator,
-        "reward": reward,
-        "algorithm": algorithm,
-        "constitutional": {"enabled": True} if constitutional else None,
-        "rounds": rounds,
-    }
-    sizes = {
-        "sampling.num_prompts": num_prompts,
-        "sampling.num_completions": num_completions,
-        "sampling.max_tokens": max_tokens,
-        "rl.steps": steps,
-    }
-    changes = [*(f"{key}={value}" for key, value in sizes.items() if value is not None), *(set_ or ())]
+    values, changes = settings_of(options)
     found = prepare_plan(
         with_changes(values, changes),
         PlanOptions(
