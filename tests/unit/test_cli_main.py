@@ -7,8 +7,10 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from rlaif.cli import exits, main
 from rlaif.core.errors import (
@@ -153,6 +155,28 @@ def test_a_state_that_is_a_file_has_no_services(tmp_path: Path, capsys: pytest.C
     (tmp_path / "file").touch()
     assert main.execute(["status", "--state", str(tmp_path / "file")]) == 1
     assert capsys.readouterr().out.count("not started") == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), {"reward": "judge", "rl": {"steps": 40, "kl_beta": 0.1}}),
+        (("--reward", "model"), {"reward": "model", "rl": {"steps": 36, "kl_beta": 0.25}}),
+        (
+            ("--prompts", "my.jsonl", "--policy", "p", "--judge", "j", "--set", "rl.kl_beta=0.5"),
+            {"prompts": "my.jsonl", "judge": "j", "rl": {"steps": 200, "kl_beta": 0.5}},
+        ),
+    ],
+)
+def test_the_settings_of_a_run_are_shown_as_they_would_be(
+    options: tuple[str, ...], expected: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.execute(["run", *options, "--show-settings"]) == 0
+    shown = capsys.readouterr().out
+    values = yaml.safe_load(shown)
+    for key, value in expected.items():
+        assert value.items() <= values[key].items() if isinstance(value, dict) else values[key] == value
+    assert "# Weight of the KL penalty to the policy that the round began with." in shown
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

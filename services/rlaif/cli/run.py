@@ -105,6 +105,14 @@ def run(
     plain: Annotated[
         bool, typer.Option("--plain", help="Lines in place of the live picture.", rich_help_panel=_COMMAND)
     ] = False,
+    show_settings: Annotated[
+        bool,
+        typer.Option(
+            "--show-settings",
+            help="Print all settings that --set can change, what each means and what it would be, and run nothing.",
+            rich_help_panel=_COMMAND,
+        ),
+    ] = False,
 ) -> int:
     """Train a policy from AI feedback: sample, judge, gate, train, evaluate, report.
 
@@ -112,9 +120,16 @@ def run(
     Without options it plays in the embedded playground.
     """
     options = dict(locals())
+    values, changes = settings_of(options)
+    if show_settings:
+        from rlaif.cli.run_inputs import with_changes
+        from rlaif_pipelines.settings import RunSettings, make_settings
+        from rlaif_pipelines.training.config.example import example
+
+        typer.echo(example(RunSettings, make_settings(with_changes(values, changes))), nl=False)
+        return 0
     from rlaif.cli.runner import RunOptions, run_loop
 
-    values, changes = settings_of(options)
     return run_loop(
         values,
         changes=changes,

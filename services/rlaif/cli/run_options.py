@@ -98,7 +98,7 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any other setting, such as rl.kl_beta=0.1; may be repeated.",
+        help="Any other setting, such as rl.kl_beta=0.1 (rlaif run --show-settings lists all); may be repeated.",
         rich_help_panel=SIZES,
     ),
 ]

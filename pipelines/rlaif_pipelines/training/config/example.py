@@ -1,4 +1,4 @@
-"""All settings of a verb as commented YAML: what is required, what is there by default, what each means."""
+"""All settings of a model as commented YAML: what is required, what each is, by default or as given, and means."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pydantic.fields import FieldInfo
 _WIDTH = 100
 
 
-def example(model: type[BaseModel]) -> str:
-    """The settings of a model; what is required stands first, with a placeholder."""
-    return "\n".join(_lines(model, model.model_construct())) + "\n"
+def example(model: type[BaseModel], values: BaseModel | None = None) -> str:
+    """The settings of a model with these values, else the defaults; what is required then has a placeholder."""
+    return "\n".join(_lines(model, values or model.model_construct())) + "\n"
 
 
 def _lines(model: type[BaseModel], values: BaseModel) -> Iterator[str]:
@@ -37,9 +37,9 @@ def _lines(model: type[BaseModel], values: BaseModel) -> Iterator[str]:
 
 
 def _scalar(name: str, field: FieldInfo, values: BaseModel) -> str:
-    if field.is_required():
+    value = getattr(values, name, None)
+    if value is None and field.is_required():
         return f"{name}: …  # required"
-    value = getattr(values, name)
     plain: Any = list(value) if isinstance(value, tuple) else value if _is_plain(value) else str(value)
     shown = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True).removesuffix("...\n").strip()
     return f"{name}: {shown}"
