@@ -90,15 +90,22 @@ VARIATIONS: Final[Mapping[str, tuple[str, Values]]] = {
         "trial-cpu",
         {"artifacts.root": "gs://models/rlaif", "runs.enabled": False, "loop.enabled": False},
     ),
-    "a loop every night": (
+    "a loop on GPUs": (
         "production",
         {
             "loop": {
                 "enabled": True,
-                "schedule": "0 2 * * *",
                 "settings": {"prompts": "/rlaif/prompts.jsonl", "jobs": {"num_nodes": 2, "pod": {"gpus": 8}}},
             }
         },
+    ),
+    "labels every night": (
+        "trial-cpu",
+        {"loop": {"enabled": True, "schedule": "0 2 * * *", "settings": {"pipeline": "label-only"}}},
+    ),
+    "callers by name": (
+        "production",
+        {"networkPolicy.callers": [{"podSelector": {"matchLabels": {"team": "alignment"}}}]},
     ),
     "volumes that are there": (
         "single-gpu",

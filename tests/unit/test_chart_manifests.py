@@ -186,6 +186,39 @@ def test_every_service_has_a_network_policy_that_names_who_may_call(variation: s
 
 
 @every_variation
+def test_a_network_policy_lets_in_whoever_the_chart_has_call_the_service(variation: str) -> None:
+    manifests = rendered(variation)
+    pods, policies = pod_specs(manifests), of_kind(manifests, "NetworkPolicy")
+    services = of_kind(manifests, "Service")
+    for name, policy in policies.items():
+        rules = policy["spec"]["ingress"]
+        for caller, labels in _callers_of(name, manifests).items():
+            labels = labels or pods[caller]["metadata"]["labels"]
+            port = services[name]["spec"]["ports"][0]["port"]
+            selectors = [
+                peer["podSelector"].get("matchLabels", {})
+                for rule in rules
+                for peer in rule["from"]
+                if "podSelector" in peer and any(each["port"] == port for each in rule["ports"])
+            ]
+            assert any(selector.items() <= labels.items() for selector in selectors), (name, caller)
+
+
+def _callers_of(service: str, manifests: tuple[Manifest, ...]) -> dict[str, dict[str, str]]:
+    """Pods that call the service, as their settings say; labels of those that the chart does not make."""
+    if service == "rlaif-postgresql":
+        return {"Deployment/rlaif-oversight": {}}
+    found = {"training": _training_labels()} if service in ("rlaif-sampler", "rlaif-reward") else {}
+    settings = of_kind(manifests, "ConfigMap")
+    for name in pod_specs(manifests):
+        kind, _, own = name.partition("/")
+        told = json.dumps(settings[own]["data"]) if own in settings and kind in ("Deployment", "CronJob") else ""
+        if f"dns:///{service}:" in told or (name == "Pod/rlaif-test" and service == "rlaif-judge"):
+            found[name] = {}
+    return found
+
+
+@every_variation
 def test_config_maps_and_arguments_hold_no_secret(variation: str) -> None:
     told = json.dumps([each for each in rendered(variation) if each["kind"] != "Secret"])
     # The only credentials in a manifest are references to Secrets, and the name of one in a URL.
@@ -245,6 +278,21 @@ def test_an_upgrade_changes_nothing_that_a_cluster_would_refuse_to_change() -> N
     assert immutable(render(values)) == before
 
 
+def test_services_that_speak_tls_do_not_call_it_cleartext() -> None:
+    def protocols(variation: str) -> set[str | None]:
+        found = of_kind(rendered(variation), "Service").values()
+        return {port.get("appProtocol") for each in found for port in each["spec"]["ports"] if port["name"] == "grpc"}
+
+    assert protocols("trial-cpu") == {"kubernetes.io/h2c"}
+    assert protocols("TLS") == {None}
+
+
+def test_workload_identity_reaches_every_pod_that_reads_or_writes_storage() -> None:
+    accounts = of_kind(rendered("placed by hand"), "ServiceAccount")
+    for name in ("sampler", "judge", "reward", "pipelines", "training"):
+        assert "eks.amazonaws.com/role-arn" in accounts[f"rlaif-{name}"]["metadata"]["annotations"], name
+
+
 def test_uninstalling_leaves_what_cannot_be_made_again() -> None:
     kept = [
         f"{each['kind']}/{each['metadata']['name']}"
@@ -286,15 +334,10 @@ def test_queue_depths_that_scale_are_metrics_of_the_code() -> None:
 
 
 def test_the_pods_of_trainings_are_those_that_are_scraped() -> None:
-    from rlaif_pipelines.jobs.names import labels
     from rlaif_pipelines.jobs.pods import FIXED_CONTAINER
-    from rlaif_pipelines.jobs.settings import JobSettings
-    from rlaif_pipelines.jobs.spec import JobSpec
 
     spec = of_kind(rendered("monitored"), "PodMonitor")["rlaif-training"]["spec"]
-    job = JobSpec("rl", Path("/rlaif/runs/first/stages/train/config.json"), Path("/rlaif/log"))
-    training = labels(job, JobSettings(), attempt=1)
-    assert spec["selector"]["matchLabels"].items() <= training.items()
+    assert spec["selector"]["matchLabels"].items() <= _training_labels().items()
     (endpoint,) = spec["podMetricsEndpoints"]
     assert endpoint["port"] in [port["name"] for port in FIXED_CONTAINER["ports"]]
 
@@ -320,6 +363,16 @@ def test_the_schema_of_an_external_database_is_migrated_before_anything_else_is_
     assert [each["name"] for each in pod_specs(trial)["Deployment/rlaif-oversight"]["spec"]["initContainers"]] == [
         "migrate"
     ]
+
+
+def _training_labels() -> dict[str, str]:
+    """Of a training's pods."""
+    from rlaif_pipelines.jobs.names import labels
+    from rlaif_pipelines.jobs.settings import JobSettings
+    from rlaif_pipelines.jobs.spec import JobSpec
+
+    job = JobSpec("rl", Path("/rlaif/runs/first/stages/train/config.json"), Path("/rlaif/log"))
+    return labels(job, JobSettings(), attempt=1)
 
 
 def _service_pods(variation: str) -> dict[str, dict[str, Any]]:

@@ -105,6 +105,11 @@ _WRONG: list[tuple[Values, str]] = [
     ({"tls.enabled": True}, "tls.enabled needs tls.existingSecret: a Secret with tls.crt, tls.key and ca.crt"),
     ({"tls.existingSecret": "x"}, "tls.existingSecret is set and tls.enabled is false: the services would speak plain"),
     ({"tls.clientCertificates": True}, "tls.clientCertificates needs tls.enabled"),
+    ({"monitoring.metricsTls": True}, "monitoring.metricsTls needs tls.enabled: metrics are shown with the services'"),
+    (
+        {"monitoring.metricsTokenSecret": "x"},
+        "monitoring.metricsTokenSecret needs tokens.existingSecret: services know no token",
+    ),
     ({"tokens.existingSecret": "x"}, "tokens.existingSecret makes every service ask for a token, and judge and reward"),
     ({"tokens.clientSecret": "x"}, "tokens.clientSecret is a token that no service would ask for: set tokens.existing"),
     (
@@ -119,6 +124,30 @@ _WRONG: list[tuple[Values, str]] = [
     (
         {"judge.rollout": {"maxSurge": 0}},
         "judge.rollout: maxSurge and maxUnavailable are both 0, so no pod could ever be",
+    ),
+    (
+        {"judge.engine": "openai", "judge.model": "big-judge"},
+        "judge.engine openai needs judge.settings.engine.openai.base_url: the address of the server, such as",
+    ),
+    (
+        {
+            "judge.engine": "openai",
+            "judge.model": "big-judge",
+            "judge.settings": {"engine": {"openai": {"base_url": "http://vllm.models.svc:8000/v1"}}},
+        },
+        "judge.settings.engine.openai.base_url http://vllm.models.svc:8000/v1 is at port 8000, which networkPolicy.",
+    ),
+    (
+        {"artifacts": {"root": "s3://models/rlaif", "endpoint": "http://minio.storage.svc:9000"}},
+        "artifacts.endpoint http://minio.storage.svc:9000 is at port 9000, which networkPolicy.storePorts leaves out",
+    ),
+    (
+        {"artifacts": {"root": "s3://models/rlaif", "endpoint": "http://minio.storage.svc"}},
+        "artifacts.endpoint http://minio.storage.svc is at port 80, which networkPolicy.storePorts leaves out",
+    ),
+    (
+        {"loop.schedule": "@daily"},
+        "loop.schedule: the second run would find the policy that the first has trained; schedule runs that train",
     ),
     (
         {"constitutions": {"judge.yaml": "x"}},
@@ -162,7 +191,9 @@ def test_the_services_take_the_settings_that_the_chart_writes(
     assert read >= {"sampler", "judge", "reward", "oversight"}
 
 
-@pytest.mark.parametrize("variation", ["trial-cpu", "a constitution of one's own", "a loop every night"])
+@pytest.mark.parametrize(
+    "variation", ["trial-cpu", "a constitution of one's own", "a loop on GPUs", "labels every night"]
+)
 def test_a_run_takes_the_settings_that_the_chart_writes(variation: str, tmp_path: Path) -> None:
     from rlaif_pipelines.__main__ import LoopSettings
     from rlaif_pipelines.settings import make_settings
@@ -182,14 +213,16 @@ def test_a_run_takes_the_settings_that_the_chart_writes(variation: str, tmp_path
 
 
 def test_a_loop_shows_its_trainings_what_it_was_given_itself() -> None:
-    text = of_kind(rendered("a loop every night"), "ConfigMap")["rlaif-loop"]["data"]["loop.yaml"]
+    text = of_kind(rendered("a loop on GPUs"), "ConfigMap")["rlaif-loop"]["data"]["loop.yaml"]
     loop = yaml.safe_load(text)
     pod = loop["settings"]["jobs"]["pod"]
     assert (pod["image"], pod["gpus"]) == ("ghcr.io/kube-rlaif/rlaif-trainer:0.1.0-gpu", 8)
+    assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert pod["environment"] == {"AWS_DEFAULT_REGION": "eu-central-1"}
     assert pod["secret_environment"]["RLAIF_TOKEN"] == "rlaif-token/token"
     assert pod["secret_files"] == {"/etc/rlaif/tls": "rlaif-tls"}
     assert loop["services"]["tls_ca_path"] == "/etc/rlaif/tls/ca.crt"
-    (container,) = pod_specs(rendered("a loop every night"))["CronJob/rlaif-loop"]["spec"]["containers"]
+    (container,) = pod_specs(rendered("a loop on GPUs"))["CronJob/rlaif-loop"]["spec"]["containers"]
     assert {"name": "tls", "mountPath": "/etc/rlaif/tls", "readOnly": True} in container["volumeMounts"]
     assert "RLAIF_TOKEN" in [variable["name"] for variable in container["env"]]
 
@@ -309,6 +342,14 @@ def test_replicas_of_the_reward_service_tell_each_other_what_is_loaded() -> None
     assert told("production") == ("s3://rlaif/artifacts", True, [])
 
 
+def test_storage_is_asked_in_the_region_that_values_name() -> None:
+    for name in ("Deployment/rlaif-sampler", "Deployment/rlaif-reward", "CronJob/rlaif-loop"):
+        (container,) = pod_specs(rendered("MinIO"))[name]["spec"]["containers"]
+        told = {variable["name"]: variable.get("value") for variable in container["env"]}
+        # The only variable that boto reads a region from.
+        assert (told["AWS_DEFAULT_REGION"], told["AWS_ENDPOINT_URL"]) == ("main", "https://minio.storage.svc:9000")
+
+
 def test_secrets_go_only_to_pods_that_use_them() -> None:
     pods = pod_specs(rendered("production"))
 
@@ -340,20 +381,38 @@ def test_the_judge_is_asked_by_the_test_as_its_callers_ask() -> None:
 def test_notes_say_the_next_step_and_what_pipelines_are_to_be_told() -> None:
     from rlaif_pipelines.parameters import parameters_of
 
-    def notes_of(profile: str) -> str:
-        (notes,) = [
-            text
-            for path, text in render_text(read_profile(profile), name="demo", namespace="here").items()
-            if path.endswith("NOTES.txt")
-        ]
+    def notes_of(profile: str, changes: Values | None = None) -> str:
+        values = changed(read_profile(profile), changes or {})
+        texts = render_text(values, name="demo", namespace="here")
+        (notes,) = [text for path, text in texts.items() if path.endswith("NOTES.txt")]
         return notes
 
+    def told_by(notes: str) -> dict[str, Any]:
+        told: dict[str, Any] = yaml.safe_load(notes.partition("--params FILE):")[2].partition("\n\n\n")[0])
+        return told
+
     trial = notes_of("trial-cpu")
+    assert "services:" not in trial
     assert "helm test demo -n here --logs" in trial
     assert "kubectl -n here port-forward svc/demo-rlaif-judge 50051" in trial
     assert "kubectl -n here create job first --from=cronjob/demo-rlaif-loop" in trial
     assert "ledger_address: dns:///demo-rlaif-oversight.here.svc:50051" in trial
-    told = yaml.safe_load(notes_of("production").partition("--params FILE):")[2].partition("\n\n\n")[0])
+    told = told_by(notes_of("production"))
     assert told["evaluator_address"] == "dns:///demo-rlaif-evaluator.here.svc:50051"
     assert told["volume_claim"] == "demo-rlaif-runs"
+    # Where the names are those that pipelines look for, nothing has to be said.
+    assert "token_secret" not in told
+    assert told["services"] == {
+        "tls_ca_path": "/etc/rlaif/tls/ca.crt",
+        "tls_certificate_path": "/etc/rlaif/tls/tls.crt",
+        "tls_key_path": "/etc/rlaif/tls/tls.key",
+    }
+    others = told_by(
+        notes_of(
+            "production",
+            {"tokens.clientSecret": "mine", "artifacts.credentialsSecret": "", "huggingFace.tokenSecret": "hub"},
+        )
+    )
+    assert (others["token_secret"], others["hub_secret"]) == ("mine", "hub")
+    assert "storage_secret" not in others
     assert set(told) <= {parameter.name for parameter in parameters_of("rlaif")}

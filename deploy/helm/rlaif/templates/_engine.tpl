@@ -32,7 +32,7 @@
 - {name: AWS_ENDPOINT_URL, value: {{ . | quote }}}
 {{- end }}
 {{- with .Values.artifacts.region }}
-- {name: AWS_REGION, value: {{ . | quote }}}
+- {name: AWS_DEFAULT_REGION, value: {{ . | quote }}}
 {{- end }}
 {{- with .Values.artifacts.credentialsSecret }}
 {{- $secret := . }}

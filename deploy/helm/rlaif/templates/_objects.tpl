@@ -34,7 +34,12 @@ spec:
   clusterIP: None
   selector: {{- include "rlaif.selectorLabels" . | nindent 4 }}
   ports:
-    - {name: grpc, port: 50051, targetPort: grpc, appProtocol: kubernetes.io/h2c}
+    - name: grpc
+      port: 50051
+      targetPort: grpc
+      {{- if not .root.Values.tls.enabled }}
+      appProtocol: kubernetes.io/h2c
+      {{- end }}
     - {name: metrics, port: 9090, targetPort: metrics}
 {{- end }}
 
@@ -50,7 +55,8 @@ spec:
     matchLabels: {{- include "rlaif.selectorLabels" . | nindent 6 }}
 {{- end }}
 
-{{/* (…, calls, ports) → NetworkPolicy. `calls` are components it calls, `ports` are reached anywhere.
+{{/* (…, calls, ports) → NetworkPolicy. `calls` are components it calls, `ports` are reached anywhere. Pods of the chart
+and of its trainings call each other, whoever else may.
 
 Probes need no rule: a node always reaches its own pods. */}}
 {{- define "rlaif.networkPolicy" -}}
@@ -64,7 +70,14 @@ spec:
     matchLabels: {{- include "rlaif.selectorLabels" . | nindent 6 }}
   policyTypes: [Ingress, Egress]
   ingress:
-    - from: {{- toYaml $policy.callers | nindent 8 }}
+    - from:
+        - podSelector:
+            matchLabels: {app.kubernetes.io/instance: {{ $root.Release.Name }}, app.kubernetes.io/part-of: rlaif}
+        - podSelector:
+            matchLabels: {app.kubernetes.io/part-of: rlaif, app.kubernetes.io/component: training}
+        {{- with $policy.callers }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
       ports: [{port: 50051, protocol: TCP}]
     {{- with $policy.monitoring }}
     - from: {{- toYaml . | nindent 8 }}

@@ -41,6 +41,27 @@
 {{- else if and (eq .values.engine "openai") (gt $gpus 0) }}
 {{- $found = append $found (printf "%s.engine openai asks a server elsewhere and needs no GPU here: set %s.gpus to 0" $name $name) }}
 {{- end }}
+{{- if eq .values.engine "openai" }}
+{{- $key := printf "%s.settings.engine.openai.base_url" $name }}
+{{- with dig "engine" "openai" "base_url" "" .values.settings }}
+{{- $found = concat $found (include "rlaif.validatePort" (dict "root" $.root "key" $key "url" .) | fromJsonArray) }}
+{{- else }}
+{{- $found = append $found (printf "%s.engine openai needs %s: the address of the server, such as http://vllm.models.svc:8000/v1" $name $key) }}
+{{- end }}
+{{- end }}
+{{- toJson $found }}
+{{- end }}
+
+{{/* (root, key, url) → whether the network policy keeps engines from that address, as a JSON list of sentences. */}}
+{{- define "rlaif.validatePort" -}}
+{{- $found := list }}
+{{- $url := urlParse .url }}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (ternary "80" "443" (eq $url.scheme "http")) | int }}
+{{- $open := list }}
+{{- range .root.Values.networkPolicy.storePorts }}{{ $open = append $open (int .) }}{{ end }}
+{{- if and .root.Values.networkPolicy.enabled (not (has $port $open)) }}
+{{- $found = append $found (printf "%s %s is at port %d, which networkPolicy.storePorts leaves out: add it there" .key .url $port) }}
+{{- end }}
 {{- toJson $found }}
 {{- end }}
 
@@ -109,6 +130,9 @@
 {{/* (root) → what is wrong with database and volumes. */}}
 {{- define "rlaif.validateStorage" -}}
 {{- $found := list }}
+{{- with .Values.artifacts.endpoint }}
+{{- $found = concat $found (include "rlaif.validatePort" (dict "root" $ "key" "artifacts.endpoint" "url" .) | fromJsonArray) }}
+{{- end }}
 {{- if and .Values.postgresql.enabled .Values.database.existingSecret }}
 {{- $found = append $found "database.existingSecret names your PostgreSQL and postgresql.enabled starts one of the chart's: keep one of the two" }}
 {{- else if not (or .Values.postgresql.enabled .Values.database.existingSecret) }}
@@ -133,6 +157,9 @@
 {{- end }}
 {{- if not (or .Values.training.enabled (eq (dig "jobs" "launcher" "" .Values.loop.settings) "local")) }}
 {{- $found = append $found "loop.enabled needs training.enabled: it starts trainings as jobs" }}
+{{- end }}
+{{- if and .Values.loop.schedule (eq (dig "pipeline" "rlaif" .Values.loop.settings) "rlaif") }}
+{{- $found = append $found "loop.schedule: the second run would find the policy that the first has trained; schedule runs that train nothing, such as loop.settings.pipeline label-only, and create the others by hand" }}
 {{- end }}
 {{- range list "run_root" "out" }}
 {{- if hasKey $.Values.loop.settings . }}
