@@ -402,7 +402,7 @@ def test_the_command_prints_json_and_heeds_its_options(capsys: pytest.CaptureFix
         (["--set", "engine=3"], "engine = 3: input should be"),
         (["--hardware", "/dev/zero"], "--hardware /dev/zero: is longer than 1,048,576 bytes"),
         (["--set", "pipeline=judge-benchmark", "--set", "pairs.path=x"], "not judge-benchmark"),
-        (["--constitution", "nowhere"], "neither a file nor a shipped constitution"),
+        (["--constitution", "nowhere"], "shipped are code-review, harmless-only, helpful-harmless"),
         (["--hardware", "nowhere.yaml"], "--hardware nowhere.yaml: cannot be read"),
     ],
 )

@@ -11,14 +11,16 @@ from rlaif.core.errors import InvalidInputError
 
 def load_constitution(source: str) -> Constitution:
     """The constitution in that file, or the shipped one of that name; InvalidInputError says what is wrong."""
-    path = Path(source)
+    path, shipped = Path(source), resources.files("rlaif.constitutions")
     try:
         if path.is_file():
             return parse_constitution(path.read_text(encoding="utf-8"), source=source)
-        text = resources.files("rlaif.constitutions").joinpath(f"{source}.yaml").read_text(encoding="utf-8")
+        text = shipped.joinpath(f"{source}.yaml").read_text(encoding="utf-8")
     except FileNotFoundError:
+        names = sorted(each.name.removesuffix(".yaml") for each in shipped.iterdir() if each.name.endswith(".yaml"))
         raise InvalidInputError(
-            f"constitution {source!r} is neither a file nor a shipped constitution", field="constitution"
+            f"constitution {source!r} is neither a file nor a shipped constitution; shipped are {', '.join(names)}",
+            field="constitution",
         ) from None
     except UnicodeDecodeError:
         raise InvalidInputError(f"constitution {source} is not UTF-8", field="constitution") from None
