@@ -193,5 +193,28 @@ def test_the_last_panel_tells_verdict_evidence_and_where_to_read() -> None:
     assert "over-refusal" not in text, "half a comparison is none"
 
 
+def test_the_last_panel_of_a_run_that_trains_nothing_tells_of_its_labels() -> None:
+    def shown(pipeline: str, **report: Any) -> str:
+        out = io.StringIO()
+        values = {"outcome": "finished", "verdict": "unknown", "settings": {"pipeline": pipeline}} | report
+        Console(file=out, width=100).print(summary_panel(values, report_path=Path("runs/x/report.html"), seconds=1))
+        return out.getvalue()
+
+    quality = {"num_labels": 640, "abstention_rate": 0.0, "order_inconsistency": 0.125}
+    text = shown("label-only", label_quality=quality, label_accuracy=0.9)
+    for part in ("labels passed the gate", "640", "agreement with gold  90.0%", "abstentions          0.0%", "12.5%"):
+        assert part in text
+    assert "unknown" not in text
+    accuracy, rate = {"value": 0.95, "low": 0.9, "high": 0.975}, {"value": 0.25, "low": 0.2, "high": 0.3}
+    measured = {"human_agreement": accuracy, "abstention_rate": rate, "order_inconsistency": rate | {"value": None}}
+    text = shown("judge-benchmark", benchmark={"num_pairs": 200, "statistics": {"": measured}})
+    for part in ("judge measured", "200", "0.950  (95 % CI 0.900 to 0.975)", "25.0%"):
+        assert part in text
+    assert "order" not in text, "what is not known is not told"
+    undecided = measured | {"human_agreement": {"value": None, "low": None, "high": None}}
+    assert "not known" in shown("judge-benchmark", benchmark={"num_pairs": 200, "statistics": {"": undecided}})
+    assert "unknown" in shown("label-only", outcome="gated", label_quality=quality)
+
+
 def test_durations_read_like_a_clock() -> None:
     assert [duration(seconds) for seconds in (0.04, 59.9, 65, 3723)] == ["0.0 s", "59.9 s", "1:05", "1:02:03"]

@@ -98,6 +98,31 @@ CASES: dict[str, tuple[Callable[[Path], None] | None, dict[str, str], list[str]]
 }
 
 
+SMALLER: dict[str, tuple[list[str], str]] = {
+    "candidate missing": (["candidate=./nowhere"], "--set candidate ./nowhere: there is no such folder"),
+    "candidate without weights": (["candidate=."], "--set candidate .: has no config.json"),
+    "candidate not given": ([], "candidate and pipeline 'evaluate-only' need each other"),
+    "no such pipeline": (["pipeline=label"], "pipeline = 'label': input should be 'rlaif', 'label-only'"),
+    "pairs missing": (["pipeline=judge-benchmark", "pairs.path=nowhere.jsonl"], "nowhere.jsonl: No such file"),
+    "pairs that are none": (["pipeline=judge-benchmark", "pairs.path=prompts.jsonl"], "prompts.jsonl"),
+    "pairs not given": (["pipeline=judge-benchmark"], "pairs and pipeline 'judge-benchmark' need each other"),
+    "pairs of another pipeline": (["pipeline=label-only", "pairs.path=p.jsonl"], "need each other"),
+}
+
+
+@pytest.mark.parametrize("case", SMALLER)
+def test_what_a_smaller_pipeline_lacks_is_told_before_anything_is_started(
+    case: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, sentence = SMALLER[case]
+    before = sorted(here.rglob("*"))
+    arguments = [part for change in ["pipeline=evaluate-only", *changes] for part in ("--set", change)]
+    assert main.execute(["run", "--judge", "playground", "--out", "out", *arguments]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert sentence in line
+    assert sorted(here.rglob("*")) == before, "something was written"
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_wrong_input_is_one_sentence_and_exit_code_2(case: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spoil, changes, expected = CASES[case]

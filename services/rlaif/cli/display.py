@@ -31,6 +31,8 @@ _SERIES: Final = {
     "kl": ("KL", "nats a sequence from the start"),
 }
 _LOSS: Final = {"loss": ("loss", "nothing here has a reward")}
+_UNTRAINED: Final = {"label-only": "labels passed the gate", "judge-benchmark": "judge measured"}
+"""Pipelines that leave no policy to have a verdict on, and what is said of them when they are done."""
 _LINES_EVERY_STEPS: Final = 10
 
 
@@ -159,17 +161,31 @@ def summary_panel(report: Mapping[str, Any], *, report_path: Path, seconds: floa
     memory = f", {peak_bytes / 2**30:.2f} GiB at most over all processes" if peak_bytes else ""
     table.add_row("time, memory", f"{duration(seconds)}{memory}")
     table.add_row("report", str(report_path))
-    verdict = str(report.get("verdict") or "unknown")
-    style = {"improved": "green", "unknown": "yellow"}.get(verdict, "red")
-    headline = Text(f" {verdict.replace('_', ' ')} ", f"bold reverse {style}")
+    words, style = _headline(report)
+    headline = Text(f" {words} ", f"bold reverse {style}")
     return Panel(table, title=headline, title_align="left", border_style=style, padding=(1, 2))
 
 
+def _headline(report: Mapping[str, Any]) -> tuple[str, str]:
+    """(what is said first, its colour)."""
+    done = _UNTRAINED.get(_pipeline(report)) if report.get("outcome") == "finished" else None
+    if done is not None:
+        return done, "green"
+    verdict = str(report.get("verdict") or "unknown")
+    return verdict.replace("_", " "), {"improved": "green", "unknown": "yellow"}.get(verdict, "red")
+
+
+def _pipeline(report: Mapping[str, Any]) -> str:
+    return str((report.get("settings") or {}).get("pipeline", "rlaif"))
+
+
 def _summary_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    if report.get("outcome") == "finished" and _pipeline(report) in _UNTRAINED:
+        yield from _label_rows(report)
+        return
     win = report.get("win_rate") or {}
     if win.get("value") is not None:
-        interval = f"  (95 % CI {win['low']:.3f} to {win['high']:.3f})" if win.get("low") is not None else ""
-        yield "win rate against the start", f"{win['value']:.3f}{interval}"
+        yield "win rate against the start", _estimate(win)
     for key, name, form in (
         ("harmful_compliance", "harmful compliance", "{:.1%}"),
         ("over_refusal", "over-refusal", "{:.1%}"),
@@ -182,6 +198,29 @@ def _summary_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         yield "KL from the start", f"{report['kl']:.2f} nats a reply"
     if report.get("verdict_reasons"):
         yield "why", "; ".join(report["verdict_reasons"])
+
+
+def _label_rows(report: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """What a pipeline that trains nothing has found out of labels."""
+    quality = report.get("label_quality") or {}
+    found = ((report.get("benchmark") or {}).get("statistics") or {}).get("") or {}
+    if quality:
+        yield "labels", str(quality["num_labels"])
+    elif found:
+        yield "pairs", str(report["benchmark"]["num_pairs"])
+        accuracy = found["human_agreement"]
+        yield "accuracy of the judge", "not known" if accuracy["value"] is None else _estimate(accuracy)
+    if report.get("label_accuracy") is not None:
+        yield "agreement with gold", f"{report['label_accuracy']:.1%}"
+    for key, name in (("abstention_rate", "abstentions"), ("order_inconsistency", "order inconsistency")):
+        value = quality.get(key) if quality else (found.get(key) or {}).get("value")
+        if value is not None:
+            yield name, f"{value:.1%}"
+
+
+def _estimate(found: Mapping[str, Any]) -> str:
+    interval = f"  (95 % CI {found['low']:.3f} to {found['high']:.3f})" if found.get("low") is not None else ""
+    return f"{found['value']:.3f}{interval}"
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import yaml
 
@@ -18,7 +18,10 @@ from rlaif.runtime.store import is_remote
 from rlaif_pipelines.settings import NO_EVALUATOR, RunSettings, make_settings
 from rlaif_pipelines.stages.constitution import load_constitution
 from rlaif_pipelines.stages.prompts_file import read_prompts
+from rlaif_pipelines.training.config.pairs import LabelFile
 from rlaif_pipelines.training.labels import read_labels
+
+Labels = TypeVar("Labels", bound=LabelFile)
 
 _ADDRESS: Final = re.compile(r"[\w.\-]+:\d{1,5}")
 
@@ -52,26 +55,36 @@ def check_inputs(values: Mapping[str, Any], *, changes: Sequence[str]) -> Checke
         if duplicates:
             remarks.append(f"{settings.prompts}: {duplicates} lines repeat an earlier prompt and count once")
     if settings.human_labels is not None:
-        people = settings.human_labels.model_copy(update={"path": settings.human_labels.path.expanduser().absolute()})
+        people = _placed(settings.human_labels)
         settings = settings.model_copy(update={"human_labels": people})
         read_labels([people])
+    if settings.pairs is not None:
+        pairs = _placed(settings.pairs)
+        settings = settings.model_copy(update={"pairs": pairs})
+        read_labels([pairs], allow_one_class=True)
     models = [
         find_model(settings.policy, option="--policy", playground=POLICY_DIR),
         find_model(settings.judge, option="--judge", playground=JUDGE_DIR),
     ]
-    evaluator = settings.evaluator if settings.evaluator != NO_EVALUATOR else None
-    address = evaluator if evaluator and _ADDRESS.fullmatch(evaluator) else None
-    if evaluator and not address:
-        models.append(find_model(evaluator, option="--evaluator", playground=JUDGE_DIR))
+    if settings.candidate is not None:
+        models.append(find_model(settings.candidate, option="--set candidate", playground=POLICY_DIR))
+    named = settings.evaluator if settings.evaluator != NO_EVALUATOR else None
+    address = named if named and _ADDRESS.fullmatch(named) else None
+    evaluator = find_model(named, option="--evaluator", playground=JUDGE_DIR) if named and not address else None
     check_space(settings.out.absolute())
     return CheckedRun(
         settings=settings,
         root=settings.out.absolute(),
-        offline=all(model.local for model in models),
+        offline=all(model.local for model in models) and (evaluator is None or evaluator.local),
         evaluator_address=address,
-        evaluator_model=models[2].uri if len(models) > 2 else None,
+        evaluator_model=None if evaluator is None else evaluator.uri,
         remarks=tuple(remarks),
     )
+
+
+def _placed(file: Labels) -> Labels:
+    """With an absolute path: stages may run elsewhere."""
+    return file.model_copy(update={"path": file.path.expanduser().absolute()})
 
 
 def with_changes(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
