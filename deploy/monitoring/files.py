@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
 from monitoring.boards import boards
-from monitoring.rules.groups import alert_file, recordings
+from monitoring.rules.groups import SCOPE, alert_file, recordings
+from monitoring.rules.thresholds import thresholds
 from monitoring.timing import Timing
 
 CHART: Final = Path(__file__).parents[1] / "helm" / "rlaif"
@@ -19,7 +21,8 @@ def generated_files() -> dict[Path, str]:
     """Every file of the chart that is generated, with its contents."""
     dashboards = {CHART / "dashboards" / f"{board.uid}.json": board.to_json() for board in boards()}
     rules = {CHART / "rules" / name: text for name, text in rule_files(Timing()).items()}
-    return dashboards | rules
+    told = json.dumps(thresholds(SCOPE), indent=1) + "\n"
+    return dashboards | rules | {CHART / "rules" / "thresholds.json": told}
 
 
 def rule_files(timing: Timing) -> dict[str, str]:

@@ -22,6 +22,8 @@ ERROR_CODES: Final = ("UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "DEADLI
 class LatencyBound:
     """Calls of these methods, or all that the histogram holds, are to take no longer than so many seconds."""
 
+    name: str
+    """In the chart's values."""
     metric: Callable[[], Metric]
     seconds: float
     methods: tuple[str, ...] = ()
@@ -37,15 +39,26 @@ def _of(service: str, *methods: str) -> tuple[str, ...]:
 
 
 LATENCY_BOUNDS: Final = (
-    LatencyBound(lambda: catalogue.requests("judge").seconds, 5, _of("Judge", "CompareResponses", "ScoreResponse")),
     LatencyBound(
-        lambda: catalogue.requests("judge").seconds, 60, _of("Judge", "BatchCompareResponses", "BatchScoreResponses")
+        "judgeSeconds",
+        lambda: catalogue.requests("judge").seconds,
+        5,
+        _of("Judge", "CompareResponses", "ScoreResponse"),
+    ),
+    LatencyBound(
+        "judgeBatchSeconds",
+        lambda: catalogue.requests("judge").seconds,
+        60,
+        _of("Judge", "BatchCompareResponses", "BatchScoreResponses"),
     ),
     # A call is as long as what is sampled; what it waits for its turn is the service's affair.
-    LatencyBound(lambda: sampler_metrics().queue_wait_seconds, 30),
-    LatencyBound(lambda: catalogue.requests("reward").seconds, 60, _of("Reward", "ScoreResponses")),
+    LatencyBound("samplerWaitSeconds", lambda: sampler_metrics().queue_wait_seconds, 30),
+    LatencyBound("rewardSeconds", lambda: catalogue.requests("reward").seconds, 60, _of("Reward", "ScoreResponses")),
     LatencyBound(
-        lambda: catalogue.requests("oversight").seconds, 1, _of("Ledger", "RecordLabels", "RecordEvent", "LookupLabels")
+        "ledgerSeconds",
+        lambda: catalogue.requests("oversight").seconds,
+        1,
+        _of("Ledger", "RecordLabels", "RecordEvent", "LookupLabels"),
     ),
 )
 

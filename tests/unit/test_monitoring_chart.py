@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from chart_fixtures import changed, of_kind, read_profile, render
+from chart_fixtures import CHART, changed, of_kind, read_profile, render
 from monitoring.boards import boards
-from monitoring.rules.groups import alerts
+from monitoring.rules.groups import SCOPE, alerts
+from monitoring.rules.thresholds import thresholds
 from monitoring.timing import Timing
+from rlaif.runtime.telemetry import SECONDS_BUCKETS
 
 ON = {"monitoring.rules.enabled": True, "monitoring.dashboards.enabled": True}
 
@@ -30,6 +32,16 @@ def installed(*, namespace: str = "rlaif", **changes: Any) -> tuple[dict[str, An
 
 def rules_in(rule: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for group in rule["spec"]["groups"] for each in group["rules"]]
+
+
+def shipped_rules() -> list[dict[str, Any]]:
+    read = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (CHART / "rules").glob("*.yaml")]
+    return [rule for each in read for group in each["groups"] for rule in group["rules"]]
+
+
+def _name(rule: dict[str, Any]) -> str:
+    parts = (rule.get("record"), rule.get("alert"), rule.get("labels", {}).get("window"))
+    return " ".join(part for part in parts if part)
 
 
 def test_rules_ask_about_their_own_namespace_alone() -> None:
@@ -60,6 +72,41 @@ def test_alerts_lead_to_ones_own_runbooks_and_grafana() -> None:
     url = down["annotations"]["dashboard_url"]
     assert url.startswith("https://grafana.example.com/d/rlaif-overview?viewPanel=")
     assert url.endswith("&var-namespace={{ $labels.namespace }}")
+
+
+def test_the_values_hold_where_alerts_fire_and_each_place_is_changed_alone() -> None:
+    told = thresholds(SCOPE)
+    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))["monitoring"]["rules"]["thresholds"]
+    assert {name: float(value) for name, value in values.items()} == {
+        name: float(each["default"]) for name, each in told.items()
+    }
+    before = {_name(rule): rule["expr"] for rule in rules_in(installed()[0])}
+    assert before == {_name(rule): rule["expr"] for rule in shipped_rules()}
+    values = {name: 0.5 if name.endswith("Seconds") else 0.123 for name in told}
+    after = installed(**{f"rules.thresholds.{name}": value for name, value in values.items()})[0]
+    expected, places = dict(before), {}
+    for name, value in values.items():
+        old, new = (told[name]["text"] % each for each in (told[name]["default"], value))
+        places[name] = [rule for rule, expr in before.items() if old in expr]
+        expected = {rule: expr.replace(old, new) for rule, expr in expected.items()}
+    assert {_name(rule): rule["expr"] for rule in rules_in(after)} == expected
+    assert all(places.values())
+    assert places["queueUsed"] == ["RlaifQueueFilling"]
+    assert places["judgeSeconds"] == [name for name in before if name.startswith("rlaif:request_slow:")]
+
+
+def test_a_bound_is_one_that_can_be_counted_and_a_share_is_a_share() -> None:
+    [rule] = [
+        each
+        for each in rules_in(installed(**{"rules.thresholds.judgeSeconds": 10})[0])
+        if each.get("record") == "rlaif:request_slow:ratio_rate1h"
+    ]
+    assert 'le="10.0",method=~"JudgeService/CompareResponses|' in rule["expr"]
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    assert schema["definitions"]["bound"]["enum"] == list(SECONDS_BUCKETS)
+    for name, value in (("judgeSeconds", 7), ("queueUsed", 80), ("queueUsedUp", 0.5)):
+        with pytest.raises(Exception, match="thresholds"):
+            installed(**{f"rules.thresholds.{name}": value})
 
 
 def test_an_alert_can_be_left_out_by_name_and_a_wrong_name_is_told() -> None:
