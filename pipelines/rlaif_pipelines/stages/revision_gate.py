@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rlaif_pipelines.context import RunContext, StageOutput, StageResult, read_rows, write_rows
-from rlaif_pipelines.settings import GateSettings
+from rlaif_pipelines.stage_settings import GateSettings
 from rlaif_pipelines.stages.revise import REVISIONS_FILE, summarise
 
 CONVERSATIONS_FILE: Final = "conversations.jsonl"
