@@ -9,12 +9,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection
 
 from label_fixtures import FIRST, JUDGE, SECOND, TIE, abstention, human_label, judge_label, pair_subject
 from ledger_fixtures import ServedLedger, make_score, new_id, serving_ledger
 from rlaif.client.review import LabelQualityReport, ReviewClient
 from rlaif.core.errors import InvalidInputError
 from rlaif.core.estimate import Estimate
+from rlaif.oversight import quality as quality_of_labels
+from rlaif.oversight.quality import QualityAnswer, QualityQuery
 from rlaif.oversight.quality_metrics import SERIES
 from rlaif.v1 import ledger_service_pb2 as pb
 
@@ -149,6 +152,7 @@ async def test_an_empty_ledger_knows_nothing(ledger: ServedLedger) -> None:
     [
         ({"slices": ["judge", "colour"]}, "slices[1]"),
         ({"constitution": "default"}, "constitution"),
+        ({"constitution": "constitutions/a\0b"}, "constitution"),
         ({"judge_digest": "abc"}, "judge_digest"),
         ({"start": datetime(2026, 1, 2, tzinfo=UTC), "end": datetime(2026, 1, 1, tzinfo=UTC)}, "end_time"),
     ],
@@ -182,6 +186,26 @@ async def test_what_is_imported_is_checked(ledger: ServedLedger, change: dict[st
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("digest", "constitution", "field"),
+    [
+        ("x" * 65, "", "model.digest"),
+        ("", "default", "constitution.constitution"),
+        ("", "constitutions/a\0b", "constitution.constitution"),
+        ("", "constitutions/" + "x" * 300, "constitution.constitution"),
+    ],
+)
+async def test_where_an_imported_label_comes_from_is_checked_as_where_a_judges_does(
+    ledger: ServedLedger, digest: str, constitution: str, field: str
+) -> None:
+    label = human_label(EGG, FIRST)
+    label.verdict.provenance.model.digest = digest
+    label.verdict.provenance.constitution.constitution = constitution
+    with pytest.raises(InvalidInputError) as caught:
+        await imported(ledger, label)
+    assert caught.value.field == f"labels[0].verdict.provenance.{field}"
+
+
 async def test_the_judge_is_no_annotator(ledger: ServedLedger) -> None:
     label = judge_label(EGG, when_first=0.9, when_second=0.7)
     label.annotator = "ada"
@@ -208,6 +232,23 @@ async def test_a_scrape_gets_the_label_quality_of_the_window(database_url: str) 
     assert 'rlaif_label_quality_order_inconsistency_ratio{bound="low",slice=""} 0.09' in text
     # What is not known has no series.
     assert "rlaif_label_quality_verbosity_slope_nats{" not in text
+
+
+async def test_a_computation_that_crashes_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute, crashes = quality_of_labels.compute, iter([ZeroDivisionError(), ZeroDivisionError()])
+
+    def crash_twice(connection: Connection, query: QualityQuery) -> QualityAnswer:
+        if crash := next(crashes, None):
+            raise crash
+        return compute(connection, query)
+
+    monkeypatch.setattr(quality_of_labels, "compute", crash_twice)
+    url = f"sqlite:///{tmp_path}/ledger.sqlite"
+    async with serving_ledger(url, metrics_address="127.0.0.1:0", quality={"refresh_seconds": 0.01}) as ledger:
+        assert ledger.metrics_address
+        async with asyncio.timeout(60):
+            while "rlaif_label_quality_labels 0.0" not in await asyncio.to_thread(scrape, ledger.metrics_address):
+                pass
 
 
 def test_every_statistic_has_a_series_of_its_own() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlaif.core.errors import RlaifError, UnavailableError
+from rlaif.core.errors import UnavailableError
 from rlaif.engine import watch
 from rlaif.engine.hf import HfEngine
 from rlaif.engine.protocol import ENGINE_LOST
@@ -19,8 +19,8 @@ from rlaif.playground.paths import POLICY_DIR
 class Engine:
     """Says of itself what it is told, one answer a question; then the watch is left."""
 
-    def __init__(self, *answers: RlaifError | None) -> None:
-        self._answers: Iterator[RlaifError | None] = iter(answers)
+    def __init__(self, *answers: Exception | None) -> None:
+        self._answers: Iterator[Exception | None] = iter(answers)
 
     async def check_health(self) -> None:
         try:
@@ -31,7 +31,7 @@ class Engine:
             raise answer
 
 
-async def watched(monkeypatch: pytest.MonkeyPatch, *answers: RlaifError | None) -> EngineWatch:
+async def watched(monkeypatch: pytest.MonkeyPatch, *answers: Exception | None) -> EngineWatch:
     monkeypatch.setattr(watch, "_PAUSE_SECONDS", 0.0)
     found, engine = EngineWatch(), Engine(*answers)
     with pytest.raises(asyncio.CancelledError):
@@ -45,6 +45,15 @@ async def test_a_failure_is_told_until_the_engine_answers_again(monkeypatch: pyt
     failing = await watched(monkeypatch, None, away)
     assert (failing.failure, failing.lost) == ("the server is away", "")
     assert (await watched(monkeypatch, away, None)).failure == ""
+
+
+async def test_an_engine_that_fails_in_its_own_way_is_not_ready_and_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = RuntimeError("CUDA error")
+    failing = await watched(monkeypatch, None, broken)
+    assert failing.failure == "the engine cannot say whether it works: RuntimeError('CUDA error')"
+    assert (await watched(monkeypatch, broken, None)).failure == ""
 
 
 async def test_a_lost_engine_stays_lost(monkeypatch: pytest.MonkeyPatch) -> None:

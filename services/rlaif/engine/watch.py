@@ -34,4 +34,6 @@ class EngineWatch:
                 self.failure = error.message
                 if error.reason == ENGINE_LOST:
                     self.lost = error.message
+            except Exception as error:  # noqa: BLE001 - an engine that cannot tell is not ready, and is asked again
+                self.failure = f"the engine cannot say whether it works: {error!r}"
             await asyncio.sleep(_PAUSE_SECONDS)

@@ -58,10 +58,10 @@ def check_page_size(value: int) -> int:
     return min(value or _DEFAULT_PAGE, _MAX_PAGE)
 
 
-def check_event_type(value: str) -> str:
+def check_event_type(value: str, *, field: str) -> str:
     """The type, if it is lower_snake."""
     if not _EVENT_TYPE.fullmatch(value):
-        raise InvalidInputError("event_type must be lower_snake, at most 64 characters", field="event.event_type")
+        raise InvalidInputError("event_type must be lower_snake, at most 64 characters", field=field)
     return value
 
 
@@ -72,7 +72,7 @@ def check_subject(value: str, *, field: str) -> str:
 
 def check_constitution(value: str, *, field: str) -> str:
     """The constitution's resource name, or nothing."""
-    if value and not _CONSTITUTION.fullmatch(value):
+    if value and not (_CONSTITUTION.fullmatch(value) and value.isprintable()):
         raise InvalidInputError(f"{field} must be of the form constitutions/{{constitution}}", field=field)
     return value
 
@@ -93,8 +93,7 @@ def check_label(label: ledger_service_pb2.Label, *, field: str) -> None:
         _check_verdict(label.verdict, ai=label.source == _AI, field=f"{field}.verdict")
     else:
         _check_score(label.score, field=f"{field}.score")
-    if label.source == _AI:
-        _check_provenance(label, field=f"{field}.{decision}.provenance")
+    _check_provenance(label, field=f"{field}.{decision}.provenance")
 
 
 def _check_subject_of(subject: ledger_service_pb2.LabelSubject, *, num_responses: int, field: str) -> None:
@@ -162,7 +161,7 @@ def _check_score(score: judge_service_pb2.Score, *, field: str) -> None:
 
 def _check_provenance(label: ledger_service_pb2.Label, *, field: str) -> None:
     decision = label.verdict if label.HasField("verdict") else label.score
-    if not decision.provenance.HasField("model"):
+    if label.source == _AI and not decision.provenance.HasField("model"):
         raise InvalidInputError(f"{field}.model is not set: who judged?", field=f"{field}.model")
     # Remote engines cannot tell their weights: an empty digest is allowed, a wrong one is not.
     if decision.provenance.model.digest:

@@ -140,6 +140,8 @@ async def refresh(reader: QualityReader, settings: QualitySettings) -> None:
                 answer = await reader.answer(_window(settings))
             except RlaifError as error:
                 _log.warning("label quality cannot be computed", reason=error.reason)
+            except Exception:  # noqa: BLE001 - what failed once must not end the looking
+                _log.exception("label quality cannot be computed")
             else:
                 collector.publish(answer)
                 head, computed_us = newest, answer.compute_time_us

@@ -111,9 +111,9 @@ def row_of(label: pb.Label, *, data: bytes) -> LabelRow:
     )
 
 
-def thaw_label(data: bytes, *, label_sha256: str, sequence: int) -> pb.Label:
+def thaw_label(data: Any, *, label_sha256: str, sequence: int) -> pb.Label:
     """The label in stored bytes; CorruptionError when they are not the bytes that were stored."""
-    if sha256_hex(data) != label_sha256:
+    if not isinstance(data, bytes) or sha256_hex(data) != label_sha256:
         raise CorruptionError(
             f"a label of events/{sequence} is not what was recorded; verify the ledger", reason="LABEL_ALTERED"
         )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from google.protobuf import json_format
 from sqlalchemy import Row
 
-from rlaif.core.errors import InvalidInputError
+from rlaif.core.errors import CorruptionError, InvalidInputError
 from rlaif.oversight import checks, ledger
 from rlaif.oversight.database import Database
 from rlaif.oversight.ledger import Caller, Cursor, RecordedLabels
@@ -126,7 +126,7 @@ class LedgerServicer(ledger_service_pb2_grpc.LedgerServiceServicer):
     async def RecordEvent(  # noqa: N802 - named by the contract
         self, request: pb.RecordEventRequest, context: Any
     ) -> pb.RecordEventResponse:
-        event_type = checks.check_event_type(request.event.event_type)
+        event_type = checks.check_event_type(request.event.event_type, field="event.event_type")
         if event_type in LABEL_EVENTS:
             raise InvalidInputError(f"{event_type} is what the ledger itself records", field="event.event_type")
         caller = _caller(request.request_id, method="RecordEvent")
@@ -149,6 +149,8 @@ class LedgerServicer(ledger_service_pb2_grpc.LedgerServiceServicer):
         self, request: pb.ListEventsRequest, context: Any
     ) -> pb.ListEventsResponse:
         size = checks.check_page_size(request.page_size)
+        if request.event_type:
+            checks.check_event_type(request.event_type, field="event_type")
         checks.check_subject(request.subject, field="subject")
         listing = ("events", request.event_type, request.subject)
         after = read_page_token(request.page_token, listing=listing)
@@ -228,5 +230,10 @@ def _event(row: Row[Any]) -> pb.Event:
         previous_sha256=row.previous_sha256,
         chain_sha256=row.chain_sha256,
     )
-    json_format.Parse(row.payload, event.payload)
+    try:
+        json_format.Parse(row.payload, event.payload)
+    except (json_format.ParseError, ValueError, TypeError) as error:
+        raise CorruptionError(
+            f"{event.name} is not what was recorded; verify the ledger", reason="EVENT_ALTERED"
+        ) from error
     return event

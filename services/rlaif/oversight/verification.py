@@ -55,4 +55,6 @@ class Verifier:
                 await self.verify()
             except RlaifError as error:
                 _log.error("ledger cannot be verified", reason=error.reason, error=error.message)
+            except Exception:  # noqa: BLE001 - what failed once must not end the looking
+                _log.exception("ledger cannot be verified")
             pause = every_seconds

@@ -58,16 +58,18 @@ def verify_chain(connection: Connection) -> ChainReport:
 
 
 def _event_fault(row: Row[Any], *, previous_sha256: str) -> Fault:
+    if not isinstance(row.payload, bytes):
+        return pb.LEDGER_FAULT_ALTERED
     event = EventRow(
         event_type=row.event_type,
         actor=row.actor,
         subject=row.subject,
-        payload=bytes(row.payload),
+        payload=row.payload,
         create_time_us=row.create_time_us,
     )
     try:
         whole = event.link(row.previous_sha256) == row.chain_sha256
-    except ValueError:  # not even hex digits
+    except (ValueError, TypeError):  # not even hex digits, or no text
         whole = False
     if not whole:
         return pb.LEDGER_FAULT_ALTERED
@@ -76,20 +78,28 @@ def _event_fault(row: Row[Any], *, previous_sha256: str) -> Fault:
 
 
 def _labels_fault(event: Row[Any], rows: Sequence[Row[Any]]) -> Fault:
-    sealed = json.loads(event.payload)["labels"] if event.event_type in LABEL_EVENTS else []
+    sealed = _sealed(event) if event.event_type in LABEL_EVENTS else []
     found = [{"label_sha256": row.label_sha256, "request_sha256": row.request_sha256} for row in rows]
     whole = found == sealed and all(_is_whole(row, position=position) for position, row in enumerate(rows))
     return pb.LEDGER_FAULT_UNSPECIFIED if whole else pb.LEDGER_FAULT_LABEL_MISMATCH
 
 
+def _sealed(event: Row[Any]) -> Any:
+    """What the event says of its labels; None where whoever rebuilt the chain wrote something else."""
+    try:
+        return json.loads(event.payload)["labels"]
+    except (ValueError, TypeError, LookupError):
+        return None
+
+
 def _is_whole(row: Row[Any], *, position: int) -> bool:
-    data = bytes(row.label)
-    if sha256_hex(data) != row.label_sha256 or row.position != position:
+    data = row.label
+    if not isinstance(data, bytes) or sha256_hex(data) != row.label_sha256 or row.position != position:
         return False
     try:
         # A column that was changed would hide the label from lists, though its bytes are as they were.
         said = row_of(pb.Label.FromString(data), data=data)
-    except DecodeError:
+    except (DecodeError, ValueError):
         return False
     columns = (row.request_sha256, row.source, row.constitution, row.judge_digest, row.create_time_us)
     return columns == (said.request_sha256, said.source, said.constitution, said.judge_digest, said.create_time_us)
@@ -113,7 +123,7 @@ class _LabelsByEvent:
     def of(self, sequence: int) -> list[Row[Any]]:
         """Labels that name this event, or one before it that does not exist."""
         own: list[Row[Any]] = []
-        while self._next is not None and self._next.sequence <= sequence:
+        while self._next is not None and _number(self._next.sequence, otherwise=0) <= sequence:
             own.append(self._next)
             self._next = next(self._rows, None)
         return own
@@ -129,4 +139,9 @@ class _LabelsByEvent:
 def _last_mentioned(connection: Connection) -> int:
     """The last event that a label or a request says it was recorded by."""
     last = [connection.execute(select(func.max(table.c.sequence))).scalar() for table in (labels, requests)]
-    return max(sequence or 0 for sequence in last)
+    return max(0 if sequence is None else _number(sequence, otherwise=2**62) for sequence in last)
+
+
+def _number(value: Any, *, otherwise: int) -> int:
+    """The value, which in SQLite need not be of its column's type."""
+    return value if isinstance(value, int) else otherwise
