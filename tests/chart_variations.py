@@ -99,6 +99,13 @@ VARIATIONS: Final[Mapping[str, tuple[str, Values]]] = {
             }
         },
     ),
+    "a trial on one node of several": (
+        "trial-cpu",
+        {
+            "pod.nodeSelector": {"kubernetes.io/hostname": "node-1"},
+            "loop.settings.jobs.pod.node_selector": {"kubernetes.io/hostname": "node-1"},
+        },
+    ),
     "labels every night": (
         "trial-cpu",
         {"loop": {"enabled": True, "schedule": "0 2 * * *", "settings": {"pipeline": "label-only"}}},

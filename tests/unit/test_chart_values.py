@@ -15,7 +15,7 @@ import yaml
 from helm_python.errors import HelmError
 from pydantic import BaseModel
 
-from chart_fixtures import CHART, changed, of_kind, pod_specs, read_profile, render, render_text, rendered
+from chart_fixtures import CHART, changed, containers, of_kind, pod_specs, read_profile, render, render_text, rendered
 from chart_variations import VARIATIONS, Values
 from rlaif.constitutions import __path__ as constitutions_path
 from rlaif.judge.settings import JudgeSettings
@@ -31,6 +31,8 @@ _MODELS: dict[str, type[BaseModel]] = {
     "reward": RewardSettings,
     "oversight": OversightSettings,
 }
+
+_DOCS = CHART.parents[2] / "docs"
 
 # (values at dotted keys on top of the trial's, what is said)
 _WRONG: list[tuple[Values, str]] = [
@@ -192,7 +194,14 @@ def test_the_services_take_the_settings_that_the_chart_writes(
 
 
 @pytest.mark.parametrize(
-    "variation", ["trial-cpu", "a constitution of one's own", "a loop on GPUs", "labels every night"]
+    "variation",
+    [
+        "trial-cpu",
+        "a constitution of one's own",
+        "a loop on GPUs",
+        "labels every night",
+        "a trial on one node of several",
+    ],
 )
 def test_a_run_takes_the_settings_that_the_chart_writes(variation: str, tmp_path: Path) -> None:
     from rlaif_pipelines.__main__ import LoopSettings
@@ -348,6 +357,43 @@ def test_storage_is_asked_in_the_region_that_values_name() -> None:
         told = {variable["name"]: variable.get("value") for variable in container["env"]}
         # The only variable that boto reads a region from.
         assert (told["AWS_DEFAULT_REGION"], told["AWS_ENDPOINT_URL"]) == ("main", "https://minio.storage.svc:9000")
+
+
+def test_names_in_the_documentation_are_those_of_the_chart() -> None:
+    kinds = {"deploy": "Deployment", "cronjob": "CronJob", "job": "Job", "svc": "Service"}
+    manifests = [each for variation in VARIATIONS for each in rendered(variation)]
+    known = {(each["kind"], each["metadata"]["name"]) for each in manifests}
+    for document in (_DOCS / "install.md", _DOCS / "operations.md", _DOCS.parent / "README.md"):
+        for kind, name in re.findall(r"\b(deploy|cronjob|job|svc)/(rlaif-[a-z-]+)", document.read_text()):
+            assert (kinds[kind], name) in known, (document.name, kind, name)
+
+
+def test_the_secrets_that_have_to_be_there_are_those_of_the_documentation() -> None:
+    wanted: dict[str, set[str]] = {}
+    for pod in pod_specs(rendered("production")).values():
+        for volume in pod["spec"].get("volumes", []):
+            if "secret" in volume:
+                wanted.setdefault(volume["secret"]["secretName"], set())
+        for container in containers(pod):
+            for variable in container.get("env", []):
+                if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
+                    wanted.setdefault(reference["name"], set()).add(reference["key"])
+        for each in pod["spec"].get("imagePullSecrets", []):
+            wanted.setdefault(each["name"], set())
+    for monitor in of_kind(rendered("production"), "ServiceMonitor").values():
+        credentials = monitor["spec"]["endpoints"][0]["authorization"]["credentials"]
+        wanted.setdefault(credentials["name"], set()).add(credentials["key"])
+    told = {
+        name: set(re.findall(r"`([^`]+)`", keys))
+        for name, keys in re.findall(
+            r"^\| `[^`]+` \| `([a-z-]+)`[^|]* \| (.*) \|$", (_DOCS / "install.md").read_text(), re.M
+        )
+    }
+    assert set(told) - {"rlaif-hub"} == set(wanted)
+    for name, keys in wanted.items():
+        assert keys <= told[name], name
+    header = (CHART / "ci" / "production-values.yaml").read_text().partition("\n\n")[0]
+    assert set(re.findall(r"rlaif-[a-z-]+|registry", header)) == set(wanted)
 
 
 def test_secrets_go_only_to_pods_that_use_them() -> None:
