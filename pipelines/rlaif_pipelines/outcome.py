@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -55,11 +56,12 @@ def read_outcome(run_root: Path, *, since_bytes: int) -> RunOutcome:
         first = failed[0]
         return RunOutcome("failed", int(first["exit_code"]), first["message"], first["stage"])
     context = RunContext.load(run_root)
-    stopped = _stopped(context)
+    # What an attempt with other settings has left in the folder is not of this one.
+    done = {stage for stage, state in ends.items() if state in ("finished", "skipped")}
+    stopped = _stopped(context, done)
     if stopped is not None:
         return stopped
-    reported = any(event["stage"] == "report" and event["state"] == "finished" for event in events)
-    if not reported or not context.finished(last_stage(context)):
+    if not {"report", last_stage(context)} <= done:
         return RunOutcome("failed", EXIT_FAILED, "the pipeline ended before its last stage; its log says more")
     return RunOutcome("finished", EXIT_DONE, _message(context))
 
@@ -83,17 +85,18 @@ def _message(context: RunContext) -> str:
     return f"verdict: {context.result(stage_name('evaluate', context.settings.rounds)).values['verdict']}"
 
 
-def _stopped(context: RunContext) -> RunOutcome | None:
-    if context.finished("revision_gate") and not context.result("revision_gate").values["passed"]:
+def _stopped(context: RunContext, done: Set[str]) -> RunOutcome | None:
+    """Which of the stages that are done stopped the run; None where none did."""
+    if "revision_gate" in done and not context.result("revision_gate").values["passed"]:
         reasons = "; ".join(context.result("revision_gate").values["reasons"])
         return RunOutcome(
             "stopped", EXIT_STOPPED, f"the gate did not let the revisions train: {reasons}", "revision_gate"
         )
     for number in range(1, context.settings.rounds + 1):
         gate, training = stage_name("gate", number), stage_name("train", number)
-        if context.finished(gate) and not context.result(gate).values["passed"]:
+        if gate in done and not context.result(gate).values["passed"]:
             reasons = "; ".join(context.result(gate).values["reasons"])
             return RunOutcome("stopped", EXIT_STOPPED, f"the gate did not let the labels train: {reasons}", gate)
-        if context.finished(training) and (guard := context.result(training).values["stopped_by"]):
+        if training in done and (guard := context.result(training).values["stopped_by"]):
             return RunOutcome("stopped", EXIT_STOPPED, f"training was stopped by its guard: {guard}", training)
     return None
