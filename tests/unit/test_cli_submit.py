@@ -16,6 +16,7 @@ from kfp_api import Answer, PipelinesApi
 from kfp_server import serving
 from kfp_workflow import Snapshot
 from rlaif.cli import main
+from rlaif.cli.logs import _news
 from rlaif_pipelines.submission import PipelinesClient, compile_package
 
 RUN_ROOT = "--param=run_root=/rlaif/runs/a"
@@ -282,6 +283,29 @@ def test_logs_of_all_tasks_of_one_and_as_they_grow(
     api.logs.clear()
     code, _, err = run(capsys, "logs", run_id, "label", "--no-kubernetes")
     assert (code, "no log of task label" in err) == (2, True)
+
+
+def test_a_followed_task_that_is_tried_again_tells_all_of_its_new_attempt(
+    api: PipelinesApi, compiled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.script = [*[Snapshot("RUNNING", {"label": "RUNNING"})] * 4, Snapshot("SUCCEEDED", {"label": "SUCCEEDED"})]
+    run_id = submitted(api, capsys, compiled)
+    logs = iter(["first attempt: asked 1 pair\n", "second\n", "second\nasked 2 pairs\n"])
+    label = "rlaif-x7k2p-system-container-impl-1003"
+
+    def next_log(method: str, path: str) -> None:
+        if path.endswith("/log"):
+            api.logs[label] = next(logs, api.logs.get(label, ""))
+
+    api.fault = next_log  # type: ignore[assignment]
+    code, out, _ = run(capsys, "logs", run_id, "label", "--follow", QUICK)
+    assert (code, out) == (0, "first attempt: asked 1 pair\nsecond\nasked 2 pairs\n")
+
+
+def test_of_a_log_that_outgrows_what_is_read_of_it_no_line_is_told_twice() -> None:
+    lines = [f"{number}: {'x' * 100}\n" for number in range(40)]
+    assert _news("".join(lines[5:35]), before="".join(lines[:30])) == "".join(lines[30:35])
+    assert _news("".join(lines), before="") == "".join(lines)
 
 
 def test_the_documented_python_submits_and_follows(api: PipelinesApi, capsys: pytest.CaptureFixture[str]) -> None:

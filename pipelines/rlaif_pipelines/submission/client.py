@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self
+from urllib.parse import quote
 
 import kfp_server_api
 
@@ -227,6 +228,7 @@ class PipelinesClient:
 
     def log_bytes(self, run_id: str, pod: str, *, most_bytes: int) -> bytes:
         """The end of what a pod of the run printed, as the API has it, from the pod or from its archive."""
+        run_id, pod = quote(run_id, safe=""), quote(pod, safe="")
         return self._api.text_of(f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log", most_bytes=most_bytes)
 
     def _pipeline_id(self, name: str) -> str | None:

@@ -22,6 +22,9 @@ EPILOG = (
     "Example: rlaif logs 3f1c… label --follow"
 )
 
+_OVERLAP = 1000
+"""Characters by which the end of a log is known again."""
+
 
 @with_client
 def logs(
@@ -69,7 +72,7 @@ def _follow(client: PipelinesClient, run_id: str, name: str, *, reader: LogReade
     from rlaif.cli.exits import DONE
     from rlaif.core.errors import NotFoundError
 
-    printed: dict[str, int] = {}
+    printed: dict[str, str] = {}
     ended: set[str] = set()
     speaker = name
     for run in client.follow(run_id, pause_seconds=poll_seconds, sleep=time.sleep):
@@ -80,8 +83,8 @@ def _follow(client: PipelinesClient, run_id: str, name: str, *, reader: LogReade
                 text = reader.read(task)
             except NotFoundError:  # its container has not begun, or its pod is gone
                 text = ""
-            new = text[printed.get(task.name, 0) :]
-            printed[task.name] = max(len(text), printed.get(task.name, 0))
+            new = _news(text, before=printed.get(task.name, ""))
+            printed[task.name] = text or printed.get(task.name, "")
             if new:
                 if task.name != speaker:
                     speaker = task.name
@@ -94,6 +97,16 @@ def _follow(client: PipelinesClient, run_id: str, name: str, *, reader: LogReade
     if name:
         _chosen(run, name)
     return DONE
+
+
+def _news(text: str, *, before: str) -> str:
+    """What of a log was not there at the last look: all of it where it is another attempt's."""
+    if text.startswith(before):
+        return text[len(before) :]
+    # Of a log that is longer than what is read of it the beginning goes as it grows.
+    end = before[-_OVERLAP:]
+    place = text.rfind(end) if len(end) == _OVERLAP else -1
+    return text if place < 0 else text[place + len(end) :]
 
 
 def _chosen(run: Run, name: str) -> list[Task]:
