@@ -12,12 +12,16 @@ EPILOG = "Example: [bold]rlaif compile -o rlaif.yaml --rounds 2[/bold], then [bo
 
 def compile_(
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="YAML file to write.")] = Path("rlaif.yaml"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="YAML file to write.")] = Path(
+        "rlaif.yaml"
+    ),
     pipeline: Annotated[
         Literal["rlaif", "label-only", "evaluate-only", "judge-benchmark"],
-        typer.Option(help="The whole loop, or one of the smaller pipelines."),
+        typer.Option(metavar="NAME", help="rlaif, the whole loop; or label-only, evaluate-only, judge-benchmark."),
     ] = "rlaif",
-    rounds: Annotated[int, typer.Option(min=1, max=16, help="Rounds to unroll; KFP has no sequential loop.")] = 1,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=16, metavar="N", help="Rounds to unroll; KFP has no sequential loop.")
+    ] = 1,
     constitutional: Annotated[
         Literal["none", "first", "only"],
         typer.Option(help="A constitutional stage before the first round, or in place of all rounds."),
@@ -29,7 +33,10 @@ def compile_(
         Path | None, typer.Option(metavar="FILE", help="Also draw the pipeline, as an SVG file.")
     ] = None,
     retries: Annotated[
-        int, typer.Option(min=0, max=20, help="Times that a failed task is started again; each waits twice as long.")
+        int,
+        typer.Option(
+            min=0, max=20, metavar="N", help="Times that a failed task is started again; each waits twice as long."
+        ),
     ] = 2,
 ) -> None:
     """Compile the same graph that `rlaif run` runs locally into Kubeflow Pipelines YAML.

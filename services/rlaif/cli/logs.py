@@ -30,7 +30,9 @@ _OVERLAP = 1000
 def logs(
     client: PipelinesClient,
     run: RunArgument,
-    task: Annotated[str, typer.Argument(help="Only this task; without it all, in order.", show_default=False)] = "",
+    task: Annotated[
+        str, typer.Argument(metavar="TASK", help="Only this task; without it all, in order.", show_default=False)
+    ] = "",
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the task, or the run, ends.")] = False,
     poll: PollOption = POLL_SECONDS,

@@ -33,7 +33,7 @@ ScheduleArgument = Annotated[str, typer.Argument(metavar="SCHEDULE", help="Id of
 @with_client
 def create(
     client: PipelinesClient,
-    name: Annotated[str, typer.Argument(help="What to call it.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it.", show_default=False)],
     *,
     cron: Annotated[
         str,
