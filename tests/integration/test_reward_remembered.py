@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator
@@ -14,13 +15,21 @@ import pytest
 from reward_fixtures import ask, reference_value, write_reward_model
 from rlaif.client.reward import ModelReference
 from rlaif.core.conversation import Message
-from rlaif.core.errors import CorruptionError, NotFoundError, PreconditionError, RlaifError, UnavailableError
+from rlaif.core.errors import (
+    CorruptionError,
+    DeadlineError,
+    NotFoundError,
+    PreconditionError,
+    RlaifError,
+    UnavailableError,
+)
 from rlaif.reward.process import make_service
 from rlaif.reward.settings import RewardSettings
 from rlaif.runtime.artifacts import folder_digest
 from rlaif.runtime.server import serving
 from rlaif.runtime.settings import ClientSettings, ListenSettings, load_settings
 from rlaif.runtime.store import open_store
+from rlaif.runtime.telemetry import REGISTRY
 
 NAME = "rewardModels/distilled"
 INPUT = ((Message("user", "How do I boil an egg?"),), "Put it into hot water.")
@@ -45,7 +54,7 @@ async def replica(root: Path | str, **settings: Any) -> AsyncIterator[ClientSett
         }
     )
     async with serving(make_service(reward), ListenSettings(metrics_address=None)) as server:
-        yield ClientSettings(target=server.address, timeout_seconds=30)
+        yield ClientSettings(target=server.address, timeout_seconds=60)
 
 
 async def load(service: ClientSettings, *folders: Path, name: str = NAME, component: str = "") -> None:
@@ -80,6 +89,22 @@ async def test_replicas_agree_from_when_a_load_has_returned(root: Path):
             expected = pytest.approx(reference_value(root / f"member{member}", *INPUT), abs=1e-5)
             assert await value(other) == expected
             assert await value(one) == expected
+
+
+async def test_a_replica_loads_once_for_all_who_ask_also_when_the_first_of_them_leaves(root: Path):
+    async with replica(root) as service:
+        await load(service, root / "member0")
+    before = _loads()
+    async with replica(root) as service:
+        with pytest.raises(DeadlineError):
+            await ask(service, lambda client: client.score(NAME, [INPUT], timeout_seconds=0.01))
+        values = await asyncio.gather(*(value(service) for _ in range(8)))
+    assert len(set(values)) == 1
+    assert _loads() == before + 1
+
+
+def _loads() -> float:
+    return REGISTRY.get_sample_value("rlaif_reward_model_loads_total") or 0.0
 
 
 async def test_a_load_that_fails_changes_no_replica(root: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -158,3 +159,16 @@ def test_a_service_has_its_name_in_the_network_on_cpus_and_gpus() -> None:
     for name in ("sampler", "judge"):
         assert services[f"{name}-gpu"]["networks"]["default"]["aliases"] == [name]
         assert (services[name]["profiles"], services[f"{name}-gpu"]["profiles"]) == (["cpu"], ["gpu"])
+
+
+def test_the_first_of_the_compose_files_commands_makes_the_token_and_leaves_the_next_ones_where_they_are_meant_to_run(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "deploy" / "compose").mkdir(parents=True)
+    shutil.copy(COMPOSE_FILE, tmp_path / "deploy")
+    command = next(line for line in COMPOSE_FILE.read_text().splitlines() if "openssl" in line).removeprefix("#")
+    subprocess.run(["bash", "-ec", f"{command}\ntest -f deploy/compose.yaml"], cwd=tmp_path, check=True)
+    token = tmp_path / "deploy" / "compose" / "secrets" / "token"
+    assert re.fullmatch(r"[0-9a-f]{64}\n", token.read_text())
+    # Its folder is closed to others of the machine; in the container somebody else reads it.
+    assert (token.parent.stat().st_mode & 0o777, token.stat().st_mode & 0o777) == (0o700, 0o444)
