@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, make_url, text
 
 from ledger_fixtures import make_label, new_id, serving_ledger
+from postgres_databases import execute, new_database
 from rlaif.core.errors import (
     CorruptionError,
     PreconditionError,
@@ -139,6 +140,33 @@ def test_a_server_that_is_not_there_is_unavailable() -> None:
         check_schema(engine)
     assert caught.value.reason == "LEDGER_UNREACHABLE"
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.postgres
+@pytest.mark.xdist_group("postgres")
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_cannot_hold_every_text_is_refused_with_what_to_do(postgres_uri: str, encoding: str) -> None:
+    url = new_database(postgres_uri, f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    engine = open_engine(url, num_connections=1)
+    for use in (upgrade_schema, check_schema):
+        with pytest.raises(SettingsError) as caught:
+            use(engine)
+        assert caught.value.field == "database_url"
+        assert f"the database's encoding is {encoding}" in caught.value.message
+        assert "ENCODING 'UTF8'" in caught.value.message
+    engine.dispose()
+
+
+@pytest.mark.postgres
+@pytest.mark.xdist_group("postgres")
+async def test_writers_make_one_chain_whatever_isolation_the_database_gives_by_default(postgres_uri: str) -> None:
+    url = new_database(postgres_uri)
+    execute(
+        postgres_uri, f"ALTER DATABASE {make_url(url).database} SET default_transaction_isolation TO 'repeatable read'"
+    )
+    async with serving_ledger(url) as one, serving_ledger(url) as other:
+        await asyncio.gather(*[each.record(make_label(str(n))) for n in range(20) for each in (one, other)])
+        assert (await one.verify()).num_events == 20
 
 
 def test_a_statement_the_database_refuses_tells_the_caller_nothing_of_it(database_url: str) -> None:

@@ -93,6 +93,9 @@ def appending(engine: Engine) -> Iterator[Connection]:
     with _translated(), engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             connection = connection.execution_options(**{_WRITES: True})
+        else:
+            # What was committed while this one waited for its turn must be seen, whatever the database's default.
+            connection = connection.execution_options(isolation_level="READ COMMITTED")
         with connection.begin():
             if engine.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _APPEND_LOCK})
@@ -143,15 +146,33 @@ def _open_sqlite(url: URL, *, num_connections: int) -> Engine:
 
 
 def _open_postgresql(url: URL, *, num_connections: int) -> Engine:
-    return create_engine(
+    engine = create_engine(
         url,
-        connect_args={"connect_timeout": _CONNECT_SECONDS, "options": f"-c lock_timeout={_BUSY_SECONDS}s"},
+        connect_args={
+            "connect_timeout": _CONNECT_SECONDS,
+            "options": f"-c lock_timeout={_BUSY_SECONDS}s",
+            # Of a database without an encoding, the driver would otherwise give bytes for texts.
+            "client_encoding": "UTF8",
+        },
         pool_size=num_connections,
         max_overflow=0,
         # A database that was restarted must not cost a call.
         pool_pre_ping=True,
         hide_parameters=True,
     )
+
+    @event.listens_for(engine, "connect")
+    def check_encoding(connection: Any, _record: Any) -> None:
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding != "UTF8":
+            connection.close()
+            raise SettingsError(
+                f"database_url: the database's encoding is {encoding}, which cannot hold every text; make it anew: "
+                "CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
+                field="database_url",
+            )
+
+    return engine
 
 
 @contextmanager
