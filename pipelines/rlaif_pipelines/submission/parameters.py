@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from rlaif.core.errors import InvalidInputError, SettingsError
+from rlaif_pipelines.mounts import VOLUME_PATH
 from rlaif_pipelines.named_file import read_text
 from rlaif_pipelines.parameters import RUN_ROOT, defaults, services_from, settings_from
 from rlaif_pipelines.settings import PipelineName, RunSettings, ServiceAddresses, make_settings
@@ -83,7 +84,7 @@ def check_parameters(
             faults.append(f"{name} = {_shown(value)}: must be {words}")
             continue
         checked[name] = _without_nulls(value)
-    missing = [name for name, each in definitions.items() if not each.optional and values.get(name) is None]
+    missing = [name for name, each in definitions.items() if not each.optional and values.get(name) in (None, "")]
     if missing:
         faults.append(f"missing: {', '.join(missing)} (--param NAME=VALUE)")
     if not faults:
@@ -107,7 +108,18 @@ def run_settings(parameters: Mapping[str, Any], *, pipeline: str) -> RunSettings
             f"{SETTINGS}.pipeline = {wanted!r}, but the pipeline is {name}: name the one you mean by --pipeline",
             field=f"{SETTINGS}.pipeline",
         )
-    return make_settings({**settings, "pipeline": name, "out": parameters[RUN_ROOT.name]})
+    return make_settings({**settings, "pipeline": name, "out": _on_volume(parameters[RUN_ROOT.name])})
+
+
+def _on_volume(run_root: str) -> str:
+    path = PurePosixPath(run_root)
+    if not path.is_relative_to(VOLUME_PATH) or path == PurePosixPath(VOLUME_PATH) or ".." in path.parts:
+        raise SettingsError(
+            f"{RUN_ROOT.name} = {run_root!r}: must be a folder of the volume that all tasks share, such as "
+            f"{VOLUME_PATH}/runs/first",
+            field=RUN_ROOT.name,
+        )
+    return run_root
 
 
 def _assign(values: dict[str, Any], text: str, *, option: str, definitions: Mapping[str, Parameter]) -> None:
