@@ -27,7 +27,7 @@ PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class SettingsModel(BaseModel):
     """Base of all settings: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
 
 class TlsSettings(SettingsModel):
