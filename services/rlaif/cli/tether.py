@@ -29,7 +29,7 @@ def main() -> None:
     """Become the module named on the command line."""
     parent_pid, module = int(sys.argv[1]), sys.argv[2]
     die_with(parent_pid)
-    # The libraries that a service loads make objects by the hundred thousand, none of them garbage: a sixth of its start.
+    # A service's libraries make objects by the hundred thousand, none of them garbage: a tenth of its start.
     gc.set_threshold(50_000, 10, 10)
     sys.argv = [module, *sys.argv[3:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
