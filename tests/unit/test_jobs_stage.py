@@ -53,9 +53,11 @@ def test_in_a_pod_a_training_writes_checkpoints_and_shows_prometheus_its_figures
     assert (config["checkpoint_every"], config["metrics_address"]) == (7, "0.0.0.0:9090")
 
 
-def test_here_it_does_neither_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_here_it_writes_checkpoints_too_and_shows_nothing_unless_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, config = train(tmp_path, monkeypatch, jobs={}, engine={}, result=ended(0))
-    assert (config["checkpoint_every"], config["metrics_address"]) == (0, None)
+    assert (config["checkpoint_every"], config["metrics_address"]) == (50, None)
 
 
 def test_a_gpu_that_no_pod_asks_for_is_told_before_anything_is_started(

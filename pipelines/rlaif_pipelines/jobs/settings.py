@@ -106,7 +106,7 @@ class JobSettings(SettingsModel):
     processes_per_node: int | None = Field(default=None, ge=1, le=64)
     """Processes on each; unset means one for each GPU, or one."""
     checkpoint_every: int = Field(default=50, ge=0)
-    """On a cluster, steps between checkpoints of trainings that set none: what a lost node costs at most."""
+    """Steps between checkpoints of trainings that set none: what a lost node or a killed run costs at most."""
     attempts: int = Field(default=3, ge=1, le=100)
     """Times a job is started in all when nodes or pods are lost; it goes on from its last checkpoint."""
     retry_pause_seconds: NonNegativeSeconds = 10.0

@@ -54,10 +54,9 @@ def train_model(context: RunContext, stage: str, *, verb: Verb, config: Mapping[
 
 
 def _placed(config: Mapping[str, Any], jobs: JobSettings) -> dict[str, Any]:
-    """The configuration with what a pod needs beside: checkpoints to go on from, and figures for Prometheus."""
-    if not jobs.on_cluster:
-        return dict(config)
-    return {"checkpoint_every": jobs.checkpoint_every, "metrics_address": _METRICS_ADDRESS, **config}
+    """The configuration with checkpoints to go on from, and in a pod with figures for Prometheus."""
+    in_pod = {"metrics_address": _METRICS_ADDRESS} if jobs.on_cluster else {}
+    return {"checkpoint_every": jobs.checkpoint_every, **in_pod, **config}
 
 
 def _failure(stage: str, result: JobResult) -> TrainingFailedError:
