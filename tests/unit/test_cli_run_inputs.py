@@ -95,6 +95,11 @@ CASES: dict[str, tuple[Callable[[Path], None] | None, dict[str, str], list[str]]
     "setting out of range": (None, {"set": "rl.steps=0"}, ["rl.steps"]),
     "setting without a value": (None, {"set": "rl.steps"}, ["KEY=VALUE"]),
     "out is a file": (write("out", "mine"), {}, ["--out", "is a file"]),
+    "out is below a file": (
+        write("out", "mine"),
+        {"out": "out/first"},
+        ["--out", "cannot be written (Not a directory)"],
+    ),
 }
 
 

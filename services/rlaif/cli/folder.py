@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from rlaif.cli.inputs import writing
 from rlaif.core.errors import InvalidInputError, SettingsError
 
 RUN_FILE: Final = "run.json"
@@ -41,8 +42,9 @@ _MAX_NAMED: Final = 4
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder; the kernel lets go of it however we end. InvalidInputError naming the process that holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    with writing(folder, "--out"):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
