@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ from typing import Any
 import pytest
 
 from report_fixtures import NASTY, STAGES, write_constitutional, write_run
+from rlaif.cli import main
+from rlaif.cli.run_inputs import with_changes
 from rlaif.core.errors import InvalidInputError, RlaifError
 from rlaif_pipelines.report import build
 from rlaif_pipelines.report.plots import Series, histogram, interval_bar, line_chart, ticks
 from rlaif_pipelines.report.reproduce import command_line
-from rlaif_pipelines.settings import make_settings
+from rlaif_pipelines.settings import RunSettings, make_settings
 
 CHROMIUM = shutil.which("chromium")
 KEYS = {
@@ -261,6 +265,37 @@ def test_the_command_holds_what_differs_from_the_defaults() -> None:
     assert command(rl={"steps": 7}) == "rlaif run --set rl.steps=7 --out runs/again"
     own = command(prompts="my file.jsonl", policy="org/p", judge="org/j", evaluator="none")
     assert own == "rlaif run --prompts 'my file.jsonl' --policy org/p --judge org/j --evaluator none --out runs/again"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"reward": "model", "human_labels": {"path": "people.jsonl", "weight": 5.0}},
+        {"rl": {"guards": {"kl": {"limit": None}, "length": {"action": "lower_rate"}}}},
+        {
+            "jobs": {
+                "launcher": "indexed_job",
+                "pod": {"image": "x", "volume_claim": "y", "node_selector": {"a.b/c": "d"}},
+            }
+        },
+        {"pipeline": "label-only", "prompts": "a.jsonl", "policy": "p", "judge": "j", "engine": {"lora": {"rank": 4}}},
+        {"pipeline": "evaluate-only", "candidate": "c"},
+        {"pipeline": "judge-benchmark", "pairs": {"path": "p.jsonl"}, "judge": "playground"},
+        {"pipeline": "judge-benchmark", "pairs": {"path": "p.jsonl"}, "judge": "org/j", "constitution": "code-review"},
+    ],
+)
+def test_the_command_makes_the_settings_of_the_run_again(given: dict[str, Any]) -> None:
+    settings = make_settings(given)
+    again: list[RunSettings] = []
+
+    def keep(values: Mapping[str, Any], *, changes: Sequence[str], options: object) -> int:
+        again.append(make_settings(with_changes(values, changes)))
+        return 0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rlaif.cli.runner.run_loop", keep)
+        assert main.execute(shlex.split(command_line(settings.model_dump(mode="json")))[1:]) == 0
+    assert again == [settings.model_copy(update={"out": Path("runs/again")})]
 
 
 def test_a_record_of_another_version_has_no_command(tmp_path: Path) -> None:

@@ -10,23 +10,26 @@ from typing import Any, Final
 from rlaif_pipelines.settings import make_settings
 
 _OPTIONS: Final = ("prompts", "constitution", "policy", "judge", "evaluator", "reward", "algorithm", "rounds", "seed")
-_DECIDES_DEFAULTS: Final = ("prompts", "policy", "judge", "reward")
-"""Options that other defaults depend on."""
+_DECIDING_OPTIONS: Final = ("prompts", "policy", "judge", "reward")
+_DECIDING_SETTINGS: Final = ("pipeline", "pairs", "candidate")
+"""What other defaults depend on."""
 
 
 def command_line(settings: Mapping[str, Any]) -> str:
     """`rlaif run …` with every option that differs from its default, and a new --out."""
-    given = {name: settings.get(name) for name in _DECIDES_DEFAULTS if settings.get(name) is not None}
+    deciding = (*_DECIDING_OPTIONS, *_DECIDING_SETTINGS)
+    given = {name: settings.get(name) for name in deciding if settings.get(name) is not None}
     defaults = make_settings(given).model_dump(mode="json")
     plain = make_settings({}).model_dump(mode="json")
+    own = settings.get("prompts") is not None or settings.get("pairs") is not None
     words = ["rlaif", "run"]
     for name in _OPTIONS:
         value = settings.get(name)
-        reference = plain if name in _DECIDES_DEFAULTS and settings.get("prompts") is None else defaults
-        needed = settings.get("prompts") is not None and name in ("prompts", "policy", "judge")
+        reference = plain if name in _DECIDING_OPTIONS and not own else defaults
+        needed = own and name in ("prompts", "policy", "judge")
         if value is not None and (needed or value != reference.get(name)):
             words += [f"--{name}", str(value)]
-    for key, value in _differences(settings, defaults):
+    for key, value in _differences(settings, defaults | {name: plain[name] for name in _DECIDING_SETTINGS}):
         if (key, value) == ("constitutional.enabled", True):
             words.append("--constitutional")
             continue
@@ -34,12 +37,15 @@ def command_line(settings: Mapping[str, Any]) -> str:
     return shlex.join([*words, "--out", "runs/again"])
 
 
-def _differences(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _differences(
+    settings: Mapping[str, Any], defaults: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
     for name, value in settings.items():
-        if name in _OPTIONS or name == "out":
+        if not prefix and (name in _OPTIONS or name == "out"):
             continue
-        if isinstance(value, Mapping):
-            nested = defaults.get(name) or {}
-            yield from ((f"{name}.{key}", inner) for key, inner in value.items() if inner != nested.get(key))
-        elif value != defaults.get(name):
-            yield name, value
+        default = defaults.get(name)
+        # Settings have the same keys on both sides; whatever else is a mapping is a value, whose keys may hold dots.
+        if isinstance(value, Mapping) and isinstance(default, Mapping) and value.keys() == default.keys():
+            yield from _differences(value, default, f"{prefix}{name}.")
+        elif value != default:
+            yield f"{prefix}{name}", value
