@@ -313,6 +313,7 @@ def test_ticks_are_round_and_span_the_range() -> None:
     assert ticks(0, 10, count=6) == [0, 2, 4, 6, 8, 10]
     assert ticks(0.27, 0.61, count=4) == [0.2, 0.4, 0.6, 0.8]
     assert ticks(-0.05, 0.02, count=4) == [-0.05, 0, 0.05]
+    assert ticks(-0.0001, 1.9, count=4) == [0, 1, 2]
     assert ticks(5, 5, count=4)[0] <= 5 <= ticks(5, 5, count=4)[-1]
 
 

@@ -120,7 +120,8 @@ def ticks(low: float, high: float, *, count: int) -> list[float]:
     raw = span / max(1, count - 1)
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = magnitude * next(factor for factor in (1, 2, 5, 10) if factor * magnitude >= raw * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    # What sticks out by less than one can see needs no tick of its own.
+    first, last = math.floor(low / step + 0.01), math.ceil(high / step - 0.01)
     return [round(index * step, 10) for index in range(first, last + 1)]
 
 
