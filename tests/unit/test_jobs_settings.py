@@ -19,7 +19,10 @@ POD: dict[str, Any] = {"image": "registry.example/trainer:1", "volume_claim": "r
         ({"num_nodes": 2}, "num_nodes above 1 needs a cluster"),
         ({"launcher": "trainjob"}, "needs pod.image and pod.volume_claim"),
         ({"launcher": "indexed_job", "pod": {"image": "a"}}, "needs pod.volume_claim"),
-        ({"launcher": "trainjob", "pod": POD | {"priority_class": "high"}}, "training.priorityClassName in the chart"),
+        (
+            {"launcher": "trainjob", "pod": POD | {"priority_class": "high"}},
+            "training.runtime.priorityClassName in the chart",
+        ),
         ({"pod": {"memory": "8 GB"}}, "pod.memory"),
         ({"pod": {"mount_path": "rlaif"}}, "must be an absolute path below /"),
         ({"pod": {"mount_path": "/a/../b"}}, "must be an absolute path below /"),

@@ -144,7 +144,7 @@ class JobSettings(SettingsModel):
             raise ValueError(f"launcher {self.launcher!r} needs {' and '.join(f'pod.{name}' for name in missing)}")
         if self.launcher == "trainjob" and self.pod.priority_class is not None:
             raise ValueError(
-                "a TrainJob cannot set pod.priority_class: set training.priorityClassName in the chart's values"
+                "a TrainJob cannot set pod.priority_class: set training.runtime.priorityClassName in the chart's values"
             )
         return self
 
