@@ -219,14 +219,3 @@ async def test_a_verification_that_crashes_is_not_the_last(tmp_path: Path, monke
     ):
         while REGISTRY.get_sample_value(name) == before:
             await ledger.stub.ListEvents(pb.ListEventsRequest(page_size=1))
-
-
-async def test_a_repeated_request_is_counted_once(database_url: str) -> None:
-    name = "rlaif_oversight_policies_published_total"
-    before = REGISTRY.get_sample_value(name) or 0.0
-    async with serving_ledger(database_url) as ledger:
-        event = pb.Event(event_type="policy_published", subject="policies/first")
-        request = pb.RecordEventRequest(event=event, request_id=new_id())
-        await ledger.stub.RecordEvent(request)
-        await ledger.stub.RecordEvent(request)
-    assert REGISTRY.get_sample_value(name) == before + 1

@@ -18,7 +18,9 @@ def count(events: RunEvents, event_type: str, stage: str, payload: Mapping[str, 
 
 
 def value(name: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(f"rlaif_oversight_{name}_total", labels) or 0.0
+    """As the second of two scrapes tells it."""
+    told = [REGISTRY.get_sample_value(f"rlaif_oversight_{name}_total", labels) for _ in range(2)]
+    return told[1] or 0.0
 
 
 def series(metrics: RunMetrics) -> int:
@@ -45,6 +47,14 @@ def test_failures_guards_gates_and_policies_of_runs_are_counted() -> None:
     assert value("gates", outcome="failed") == before[0] + 1
     assert value("gates", outcome="passed") == before[1] + 1
     assert value("policies_published") == before[2] + 1
+
+
+def test_an_event_that_is_no_json_any_more_is_counted_by_what_is_left_of_it() -> None:
+    events = RunEvents(run_metrics())
+    before = value("gates", outcome="failed")
+    for payload in (b"not JSON", "text", None):
+        events.count(EventRow("gate_decided", "anonymous", "", payload, create_time_us=0))  # type: ignore[arg-type]
+    assert value("gates", outcome="failed") == before + 3
 
 
 def test_whatever_is_written_the_number_of_series_stays_bounded() -> None:

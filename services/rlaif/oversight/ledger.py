@@ -137,6 +137,19 @@ def list_events(
     return connection.execute(chosen).all()
 
 
+def recent_events(connection: Connection, event_types: Sequence[str], *, since_us: int) -> list[EventRow]:
+    """Events of these types that were recorded since then, oldest first."""
+    chosen = (
+        select(events)
+        .where(events.c.event_type.in_(event_types), events.c.create_time_us >= since_us)
+        .order_by(events.c.sequence)
+    )
+    return [
+        EventRow(row.event_type, row.actor, row.subject, row.payload, row.create_time_us)
+        for row in connection.execute(chosen)
+    ]
+
+
 def thaw(row: Row[Any]) -> pb.Label:
     """The label in a row."""
     return thaw_label(row.label, label_sha256=row.label_sha256, sequence=row.sequence)

@@ -8,7 +8,7 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from rlaif.runtime.telemetry import REGISTRY, SECONDS_BUCKETS
+from rlaif.runtime.telemetry import REGISTRY, SECONDS_BUCKETS, RisingCounter
 
 GUARDS: Final = ("kl", "held_out", "length", "entropy", "repetition")
 SOURCES: Final = ("ai", "human")
@@ -30,7 +30,11 @@ class LedgerMetrics:
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """Runs, which end before anybody reads metrics of theirs: counted here, from the events that they record."""
+    """Runs, which end before anybody reads metrics of theirs: counted here, from the events that they record.
+
+    What a replica that went away may have counted without being scraped is counted again by the next that starts: an
+    alert that comes twice is better than none.
+    """
 
     stages_finished: Counter
     stage_failures: Counter
@@ -85,20 +89,22 @@ def ledger_metrics() -> LedgerMetrics:
 def run_metrics() -> RunMetrics:
     """The metrics of runs, made once a process."""
     metrics = RunMetrics(
-        stages_finished=Counter(
+        stages_finished=RisingCounter(
             "rlaif_oversight_stages_finished_total", "Stages of runs that finished.", ["stage"], registry=REGISTRY
         ),
-        stage_failures=Counter(
+        stage_failures=RisingCounter(
             "rlaif_oversight_stage_failures_total",
             "Stages of runs that failed, by where their training was to run and why.",
             ["stage", "launcher", "reason"],
             registry=REGISTRY,
         ),
-        gates=Counter("rlaif_oversight_gates_total", "Decisions of the quality gate.", ["outcome"], registry=REGISTRY),
-        guard_stops=Counter(
+        gates=RisingCounter(
+            "rlaif_oversight_gates_total", "Decisions of the quality gate.", ["outcome"], registry=REGISTRY
+        ),
+        guard_stops=RisingCounter(
             "rlaif_oversight_guard_stops_total", "Trainings that a guard stopped.", ["guard"], registry=REGISTRY
         ),
-        policies_published=Counter(
+        policies_published=RisingCounter(
             "rlaif_oversight_policies_published_total", "Trained policies that runs published.", registry=REGISTRY
         ),
     )

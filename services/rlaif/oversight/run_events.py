@@ -18,6 +18,10 @@ _REASON: Final = re.compile(r"[A-Z][A-Z0-9_]{0,40}")
 _ROUND: Final = re.compile(r"-[0-9]+$")
 
 
+EVENT_TYPES: Final = ("stage_finished", "stage_failed", "gate_decided", "policy_published")
+"""Types of event that are counted."""
+
+
 class RunEvents:
     """Counts the events that pipelines record of their runs; labels stay bounded whatever is written."""
 
@@ -27,7 +31,7 @@ class RunEvents:
         self._reasons = BoundedValues(_MAX_REASONS, pattern=_REASON)
 
     def count(self, event: EventRow) -> None:
-        """Counts an event that was just recorded; others than those of runs are passed over."""
+        """Counts an event; others than those of runs are passed over."""
         metrics = self._metrics
         match event.event_type:
             case "stage_finished":
@@ -54,7 +58,10 @@ class RunEvents:
 
 
 def _payload(event: EventRow) -> Any:
-    return json.loads(event.payload)
+    try:
+        return json.loads(event.payload)
+    except (ValueError, TypeError):  # altered since, for a verification to tell
+        return None
 
 
 def _found(values: Any, *path: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
@@ -137,13 +138,18 @@ class LedgerServicer(ledger_service_pb2_grpc.LedgerServiceServicer):
             payload=payload_bytes(request.event.payload, field="event.payload", most=self._limits.max_payload_bytes),
             create_time_us=caller.create_time_us,
         )
+        # Not given up with the call: what is recorded all the same must be counted.
+        row = await asyncio.shield(self._record(event, caller=caller))
+        return pb.RecordEventResponse(event=_event(row))
+
+    async def _record(self, event: EventRow, *, caller: Caller) -> Row[Any]:
         with self._metrics.append_seconds.time():
             row = await self.database.write(lambda connection: ledger.append_event(connection, event, caller=caller))
         # A repeated request gets the row of the first, which was counted then.
         if row.create_time_us == event.create_time_us:
             self._metrics.events_recorded.labels(kind="fact").inc()
             self._run_events.count(event)
-        return pb.RecordEventResponse(event=_event(row))
+        return row
 
     async def ListEvents(  # noqa: N802 - named by the contract
         self, request: pb.ListEventsRequest, context: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -17,6 +17,8 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.metrics_core import Metric
+from prometheus_client.samples import Sample
 
 from rlaif.runtime.context import current_trace_id as current_trace_id
 from rlaif.runtime.revision import service_revision
@@ -93,6 +95,29 @@ class BoundedValues:
             return OTHER
         self._known.add(value)
         return value
+
+
+class RisingCounter(Counter):
+    """A counter of rare events, each series of which is 0 when it is first scraped and tells all from then on.
+
+    Between two scrapes Prometheus sees a rise; it sees none in a series that begins at 1, as after a restart.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._scraped: set[frozenset[tuple[str, str]]] = set()
+        super().__init__(*arguments, **options)
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in super().collect():
+            metric.samples = [self._told(sample) for sample in metric.samples]
+            yield metric
+
+    def _told(self, sample: Sample) -> Sample:
+        series = frozenset(sample.labels.items())
+        if series in self._scraped:
+            return sample
+        self._scraped.add(series)
+        return sample._replace(value=0.0)
 
 
 class Follower:
