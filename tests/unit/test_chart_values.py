@@ -128,6 +128,10 @@ _WRONG: list[tuple[Values, str]] = [
         "judge.rollout: maxSurge and maxUnavailable are both 0, so no pod could ever be",
     ),
     (
+        {"sampler.settings": {"engine": {"kind": "vllm"}}},
+        "sampler.settings.engine.kind vllm: set sampler.engine, which chooses the image too",
+    ),
+    (
         {"judge.engine": "openai", "judge.model": "big-judge"},
         "judge.engine openai needs judge.settings.engine.openai.base_url: the address of the server, such as",
     ),

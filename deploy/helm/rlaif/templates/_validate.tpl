@@ -41,6 +41,11 @@
 {{- else if and (eq .values.engine "openai") (gt $gpus 0) }}
 {{- $found = append $found (printf "%s.engine openai asks a server elsewhere and needs no GPU here: set %s.gpus to 0" $name $name) }}
 {{- end }}
+{{- with dig "engine" "kind" "" .values.settings }}
+{{- if ne . $.values.engine }}
+{{- $found = append $found (printf "%s.settings.engine.kind %s: set %s.engine, which chooses the image too" $name . $name) }}
+{{- end }}
+{{- end }}
 {{- if eq .values.engine "openai" }}
 {{- $key := printf "%s.settings.engine.openai.base_url" $name }}
 {{- with dig "engine" "openai" "base_url" "" .values.settings }}
