@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -149,6 +150,18 @@ def test_a_place_that_cannot_be_used_is_one_sentence_that_names_it(
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert str(tmp_path) in lines[0]
+
+
+def test_the_log_of_a_service_that_died_is_where_the_sentence_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ledger.sqlite").write_text("no database")
+    assert main.execute(["ledger", "verify", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "the ledger's file is not a whole SQLite database" in said
+    log = Path(said.partition("(log: ")[2].strip().rstrip(")"))
+    assert log.is_file()
+    shutil.rmtree(log.parents[1])
 
 
 def test_a_state_that_is_a_file_has_no_services(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from rlaif.cli.addresses import announce_path, module_of, read_announcement
 from rlaif.cli.inputs import PLAYGROUND
-from rlaif.cli.processes import ProcessFamily, child_environment, num_cores
+from rlaif.cli.processes import ProcessFamily, child_environment, num_cores, temporary_place
 from rlaif.cli.remote import remote_settings
 from rlaif.cli.services import start_judge
 from rlaif.cli.status import is_service
@@ -104,8 +103,7 @@ def _embedded_judge() -> Iterator[str]:
     environment = child_environment(os.environ, num_threads=threads, offline=True)
     # A token in the environment is for other services; a judge that has one for itself would ask us for it.
     environment.pop("RLAIF_TOKEN", None)
-    with tempfile.TemporaryDirectory(prefix="rlaif-") as name, ProcessFamily(owner=f"judge:{name}") as family:
-        place = Path(name)
+    with temporary_place() as place, ProcessFamily(owner=f"judge:{place}") as family:
         announcement = start_judge(
             place,
             model=str(JUDGE_DIR),

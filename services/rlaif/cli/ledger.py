@@ -109,10 +109,8 @@ def open_ledger(folder: Path, target: str) -> Iterator[LedgerClient]:
 
 @contextmanager
 def _temporary_oversight(folder: Path) -> Iterator[str]:
-    import tempfile
-
     from rlaif.cli.addresses import module_of
-    from rlaif.cli.processes import ProcessFamily, child_environment
+    from rlaif.cli.processes import ProcessFamily, child_environment, temporary_place
     from rlaif.cli.services import start_oversight
     from rlaif.core.errors import InvalidInputError
 
@@ -120,8 +118,7 @@ def _temporary_oversight(folder: Path) -> Iterator[str]:
     if not database.is_file():
         raise InvalidInputError(f"{folder} has no ledger.sqlite and no oversight service runs from it", field="folder")
     environment = child_environment(os.environ, num_threads=1, offline=True)
-    with tempfile.TemporaryDirectory(prefix="rlaif-") as name, ProcessFamily(owner=f"ledger:{name}") as family:
-        place = Path(name)
+    with temporary_place() as place, ProcessFamily(owner=f"ledger:{place}") as family:
         announcement = start_oversight(
             place,
             database=database,

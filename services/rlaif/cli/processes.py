@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -110,6 +112,20 @@ class ProcessFamily:
             self._guard.wait(timeout=15)
         except subprocess.TimeoutExpired:
             self._guard.kill()
+
+
+@contextlib.contextmanager
+def temporary_place() -> Iterator[Path]:
+    """A folder for what a call's own services write, gone after it; but not where one died whose log is named."""
+    place = Path(tempfile.mkdtemp(prefix="rlaif-"))
+    try:
+        yield place
+    except ChildDiedError:
+        raise
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def end_process_group(process: subprocess.Popen[bytes], *, drain_seconds: float) -> None:
