@@ -26,7 +26,7 @@ VLLM_TESTS := tests/unit/test_engine_conformance.py tests/unit/test_engine_loadi
 VLLM_RUNS := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && grep -qsw avx512f /proc/cpuinfo && echo yes)
 PROTOS := $(wildcard proto/rlaif/v1/*.proto)
 
-.PHONY: help install install-dev install-vllm run test test-fast test-slow test-vllm lint format chart-test chart-schema proto proto-check images-test bench bench-loop bench-judge bench-engines bench-train golden monitoring playground clean
+.PHONY: help install install-dev install-vllm install-tests run test test-in-turn test-vllm-beside test-fast test-slow test-vllm lint format chart-test chart-schema proto proto-check images-test bench bench-loop bench-judge bench-engines bench-train golden monitoring playground clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -57,6 +57,8 @@ $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 
 install-vllm: $(VLLM_STAMP)  ## Install vLLM for CPUs beside everything else, into .venv-vllm
 
+install-tests: $(DEV_STAMP) $(if $(VLLM_RUNS),$(VLLM_STAMP))  ## Install what all tests need that can run here
+
 run: $(RUN_STAMP)  ## Improve the playground's model by AI feedback (ARGS="--seed 3 --algorithm dpo")
 	$(BIN)/rlaif run $(ARGS)
 
@@ -71,13 +73,25 @@ format: $(DEV_STAMP)  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: test-fast test-slow test-vllm  ## All tests
+test: $(DEV_STAMP)  ## All tests, those of vLLM beside the others
+	mkdir -p build
+	$(MAKE) --no-print-directory --jobs 2 test-in-turn test-vllm-beside
+
+test-in-turn:
+	$(MAKE) --no-print-directory test-fast
+	$(MAKE) --no-print-directory test-slow
+
+test-vllm-beside:
+	@code=0; $(MAKE) --no-print-directory test-vllm >build/test-vllm.log 2>&1 || code=$$?; cat build/test-vllm.log; exit $$code
+
+# A file goes to one worker, with what its tests share.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15
 
 test-fast: $(DEV_STAMP)  ## Unit, contract and integration tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-slow: $(DEV_STAMP)  ## Tests that run models or the whole loop
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 -m slow $(PYTEST_ARGS)
+	$(PYTEST) -m slow $(PYTEST_ARGS)
 
 ifeq ($(VLLM_RUNS),yes)
 test-vllm: $(VLLM_STAMP)  ## Tests of the engine on vLLM, and that it agrees with the one on transformers

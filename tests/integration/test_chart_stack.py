@@ -6,6 +6,7 @@ The images and PostgreSQL are not there: this interpreter stands for the first, 
 from __future__ import annotations
 
 import base64
+import json
 import re
 import urllib.request
 from collections.abc import Iterator
@@ -25,7 +26,6 @@ from rlaif.client.sampler import SamplerClient
 from rlaif.core.conversation import Message
 from rlaif.runtime.settings import ClientSettings
 
-# As workers take the tests of one PostgreSQL server.
 pytestmark = [pytest.mark.slow, pytest.mark.postgres]
 
 SERVICES = ("oversight", "judge", "sampler", "reward")
@@ -140,6 +140,9 @@ def test_a_judge_told_to_stop_finishes_what_it_was_asked(trial: Cluster) -> None
         assert trial.terminate(pod) == 0, trial.pods[pod].words()
         assert len(asked.result()) == 96
     assert not trial.probe(pod, "readinessProbe")
+    # It would wait a minute for a judge.
+    (client,) = of_kind(trial.manifests, "Pod")["rlaif-test"]["spec"]["containers"][0]["env"]
+    client["value"] = json.dumps(json.loads(client["value"]) | {"timeout_seconds": 2})
     assert trial.run("Pod/rlaif-test") == 1
     assert re.search(r"the judge at \S+ did not answer: ", trial.pods["Pod/rlaif-test"].words())
 

@@ -143,7 +143,6 @@ def test_a_server_that_is_not_there_is_unavailable() -> None:
 
 
 @pytest.mark.postgres
-@pytest.mark.xdist_group("postgres")
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
 def test_a_database_that_cannot_hold_every_text_is_refused_with_what_to_do(postgres_uri: str, encoding: str) -> None:
     url = new_database(postgres_uri, f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
@@ -158,7 +157,6 @@ def test_a_database_that_cannot_hold_every_text_is_refused_with_what_to_do(postg
 
 
 @pytest.mark.postgres
-@pytest.mark.xdist_group("postgres")
 async def test_writers_make_one_chain_whatever_isolation_the_database_gives_by_default(postgres_uri: str) -> None:
     url = new_database(postgres_uri)
     execute(

@@ -20,9 +20,6 @@ from rlaif_pipelines.playground.models import load_model
 from rlaif_pipelines.playground.principles import DIMENSIONS, TRAINED_WORDINGS
 from rlaif_pipelines.playground.tokenizer import build_tokenizer, load_tokenizer
 
-# One worker: the build that they share takes long.
-pytestmark = pytest.mark.xdist_group("playground_build")
-
 TINY = BuildSteps(policy=2, judge=3, num_pairs=4, num_writings=4, num_harmful=4, num_other=2)
 
 
