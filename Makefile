@@ -18,6 +18,7 @@ export GOMP_SPINCOUNT ?= 10000
 export TOKENIZERS_PARALLELISM := false
 export RLAIF_SHARED ?= ../shared
 
+VENV_STAMP := $(VENV)/.made
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 VLLM_STAMP := $(VLLM_VENV)/.installed
@@ -26,22 +27,25 @@ VLLM_TESTS := tests/unit/test_engine_conformance.py tests/unit/test_engine_loadi
 VLLM_RUNS := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && grep -qsw avx512f /proc/cpuinfo && echo yes)
 PROTOS := $(wildcard proto/rlaif/v1/*.proto)
 
-.PHONY: help install install-dev install-vllm install-tests run test test-in-turn test-vllm-beside test-fast test-slow test-vllm lint format chart-test chart-schema proto proto-check images-test bench bench-loop bench-judge bench-engines bench-train golden monitoring playground clean
+.PHONY: help install install-dev install-vllm install-tests run test test-in-turn test-vllm-beside test-fast test-slow test-vllm lint style types format chart-test chart-schema proto proto-check images-test bench bench-loop bench-judge bench-engines bench-train golden monitoring playground clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z][a-z-]*:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-$(RUN_STAMP): pyproject.toml constraints.txt
+$(VENV_STAMP):
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kube-rlaif needs CPython 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	touch $@
+
+$(RUN_STAMP): pyproject.toml constraints.txt | $(VENV_STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable ".[local]"
 	touch $@
 
-$(DEV_STAMP): $(RUN_STAMP)
+$(DEV_STAMP): pyproject.toml constraints.txt | $(VENV_STAMP)
 	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable ".[local]" --group dev
 	$(BIN)/pip check
-	touch $@
+	touch $(RUN_STAMP) $@
 
 install: $(RUN_STAMP)  ## Install what `make run` needs into .venv
 
@@ -62,12 +66,16 @@ install-tests: $(DEV_STAMP) $(if $(VLLM_RUNS),$(VLLM_STAMP))  ## Install what al
 run: $(RUN_STAMP)  ## Improve the playground's model by AI feedback (ARGS="--seed 3 --algorithm dpo")
 	$(BIN)/rlaif run $(ARGS)
 
-lint: $(DEV_STAMP) proto-check  ## Style, types, layers, contracts
+lint: style proto-check types  ## Style, layers, contracts, types
+
+style: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint proto
+
+types: $(DEV_STAMP)
+	$(BIN)/mypy
 
 format: $(DEV_STAMP)  ## Format the code
 	$(BIN)/ruff check --fix .
