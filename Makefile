@@ -39,6 +39,7 @@ $(VENV_STAMP):
 	touch $@
 
 $(RUN_STAMP): pyproject.toml constraints.txt | $(VENV_STAMP)
+	@echo "Installing into $(VENV): some minutes; 2 GB with torch for CPUs, more with another"
 	$(BIN)/pip install --quiet --constraint constraints.txt $(PIP_ARGS) --editable ".[local]"
 	touch $@
 
