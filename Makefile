@@ -110,9 +110,9 @@ test-vllm:
 	@echo "test-vllm skips: vLLM's CPU build needs Linux on an x86-64 processor with AVX-512; the engine on vLLM is not tested here"
 endif
 
-CHART_TESTS := tests/unit/test_chart_manifests.py tests/unit/test_chart_values.py tests/integration/test_chart_stack.py
+CHART_TESTS := tests/unit/test_chart_manifests.py tests/unit/test_chart_values.py tests/unit/test_monitoring_chart.py tests/integration/test_chart_stack.py
 
-chart-test: $(DEV_STAMP)  ## The Helm chart: lint, strict manifests, policies, refusals; its trial as local processes
+chart-test: $(DEV_STAMP)  ## The Helm chart: lint, strict manifests, policies, refusals, rules; its trial as local processes
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(CHART_TESTS) $(PYTEST_ARGS)
 
 chart-schema: $(RUN_STAMP)  ## Write the services' settings into the chart's values.schema.json
