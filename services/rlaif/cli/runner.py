@@ -113,6 +113,10 @@ def _run_locked(checked: CheckedRun, *, options: RunOptions, continued: bool) ->
             code, message = exits.exit_code_of(error), str(error) or type(error).__name__
             _record_attempt(root, options, started=started, code=code, message=message, peak_bytes=memory.peak_bytes)
             _build_report(root)
+        if isinstance(error, exits.InterruptedRunError):
+            raise exits.InterruptedRunError(
+                f"{error.message}; the same command with the same --out continues: --out {settings.out}"
+            ) from None
         raise
     _record_attempt(root, options, started=started, code=code, peak_bytes=memory.peak_bytes)
     report = _build_report(root)
@@ -227,9 +231,7 @@ def _signals_as_errors() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         del frame
-        raise exits.InterruptedRunError(
-            f"interrupted by {signal.Signals(number).name}; the same command with the same --out continues"
-        )
+        raise exits.InterruptedRunError(f"interrupted by {signal.Signals(number).name}")
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
