@@ -190,7 +190,7 @@ LIMITS = RequestLimits(TextLimits(max_text_bytes=1000, max_turns=3), max_items=4
 
 @asynccontextmanager
 async def serve_judge(
-    engine: ScriptedEngine, ledger: MemoryLedger, *, panel: Panel | None = None
+    engine: ScriptedEngine, ledger: MemoryLedger, *, panel: Panel | None = None, listen: ListenSettings | None = None
 ) -> AsyncIterator[ClientSettings]:
     """That judge on loopback, under narrow limits, for as long as the block runs."""
     defaults = OptionDefaults(min_verdict_mass=0.1, abstain_on_injection=False, keep_texts=False, reasoning=DECODING)
@@ -213,7 +213,7 @@ async def serve_judge(
         start=_nothing,
         stop=_nothing,
     )
-    async with serving(service, ListenSettings(metrics_address=None)) as server:
+    async with serving(service, listen or ListenSettings(metrics_address=None)) as server:
         yield ClientSettings(target=server.address, timeout_seconds=10)
 
 

@@ -79,6 +79,16 @@ def test_a_method_found_by_reflection_compares_and_the_label_is_in_the_ledger(st
     assert rlaif("ledger", "events", str(state)).stdout
 
 
+def test_the_doctor_finds_a_whole_stack_well(state: Path) -> None:
+    looked = rlaif("doctor", "--state", str(state), "--json")
+    assert looked.returncode == 0, looked.stdout
+    findings = json.loads(looked.stdout)["findings"]
+    assert [each for each in findings if each["state"] != "ok"] == []
+    checked = [f"{each['subject']}: {each['check']}" for each in findings]
+    assert {"judge: comparison", "sampler: completion", "reward: reward", "oversight: ledger"} <= set(checked)
+    assert checked.count("metrics: metrics") == 4
+
+
 def test_status_shows_four_healthy_services_and_a_second_up_is_refused(state: Path) -> None:
     shown = rlaif("status", "--state", str(state))
     assert shown.returncode == 0

@@ -12,6 +12,7 @@ import typer
 from rlaif.cli import (
     cancel,
     constitution,
+    doctor,
     down,
     exits,
     judge,
@@ -61,6 +62,7 @@ app.add_typer(reward.app, name="reward", rich_help_panel=_CHECK)
 app.add_typer(ledger.app, name="ledger", rich_help_panel=_CHECK)
 app.command("up", epilog=up.EPILOG, rich_help_panel=_SERVE)(up.up)
 app.command("status", epilog=status.EPILOG, rich_help_panel=_SERVE)(status.status)
+app.command("doctor", epilog=doctor.EPILOG, rich_help_panel=_SERVE)(doctor.doctor)
 app.command("down", epilog=down.EPILOG, rich_help_panel=_SERVE)(down.down)
 app.command("serve", epilog=serve.EPILOG, rich_help_panel=_SERVE)(serve.serve)
 app.add_typer(token.app, name="token", rich_help_panel=_SERVE)

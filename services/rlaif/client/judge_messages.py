@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import UTC
 from typing import cast
 
 from rlaif.client.judge_values import (
@@ -354,6 +355,7 @@ def provenance(message: provenance_pb2.Provenance) -> Provenance:
         service_revision=message.service_revision,
         trace_id=message.trace_id,
         num_verdict_samples=message.num_verdict_samples,
+        create_time=message.create_time.ToDatetime(UTC) if message.HasField("create_time") else None,
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal, NamedTuple
 
 from rlaif.core.audit import Finding
@@ -81,6 +82,8 @@ class Provenance:
     service_revision: str
     trace_id: str
     num_verdict_samples: int = 0
+    create_time: datetime | None = field(default=None, compare=False)
+    """When the value was made, by the service's clock, UTC."""
 
 
 @dataclass(frozen=True)
