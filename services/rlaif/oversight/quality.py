@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, select
 
 from rlaif.client.judged_pairs import HumanVotes
+from rlaif.core.errors import UnavailableError
 from rlaif.core.judged_pair import JudgedPair
 from rlaif.core.label_statistics import MAX_SLICES, LabelStatistics, label_statistics
 from rlaif.oversight import ledger
@@ -61,6 +63,7 @@ class QualityReader:
         self._running: dict[tuple[QualityQuery, int], asyncio.Task[QualityAnswer]] = {}
         # Reads much of the ledger: one at a time leaves readers to everybody else.
         self._turn = asyncio.Lock()
+        self._closing = threading.Event()
 
     async def head(self) -> int:
         """Sequence of the last event that holds labels, 0 before there is one."""
@@ -79,24 +82,25 @@ class QualityReader:
         return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Ends what is being computed."""
+        """Ends what is being computed, which reads no further."""
+        self._closing.set()
         if self._running:
             await asyncio.wait(list(self._running.values()))
 
     async def _compute(self, key: tuple[QualityQuery, int]) -> QualityAnswer:
         query, _ = key
         async with self._turn:
-            answer = await self.database.read(lambda connection: compute(connection, query))
+            answer = await self.database.read(lambda connection: compute(connection, query, given_up=self._closing))
         self._answers[key] = answer
         while len(self._answers) > _MAX_ANSWERS:
             self._answers.popitem(last=False)
         return answer
 
 
-def compute(connection: Connection, query: QualityQuery) -> QualityAnswer:
-    """The statistics of these labels, read anew."""
+def compute(connection: Connection, query: QualityQuery, *, given_up: threading.Event | None = None) -> QualityAnswer:
+    """The statistics of these labels, read anew; UnavailableError once that is given up."""
     started = time.perf_counter()
-    pairs = read_judged_pairs(connection, query)
+    pairs = read_judged_pairs(connection, query, given_up=given_up or threading.Event())
     return QualityAnswer(
         statistics=label_statistics(pairs, dimensions=query.dimensions, max_slices=query.max_slices),
         num_labels=len(pairs),
@@ -106,10 +110,13 @@ def compute(connection: Connection, query: QualityQuery) -> QualityAnswer:
     )
 
 
-def read_judged_pairs(connection: Connection, query: QualityQuery) -> Sequence[JudgedPair]:
+def read_judged_pairs(
+    connection: Connection, query: QualityQuery, *, given_up: threading.Event
+) -> Sequence[JudgedPair]:
     """The judge's comparisons among these labels, newest first, beside all that people said of the same pairs."""
     people = select(labels).where(labels.c.source == pb.LABEL_SOURCE_HUMAN)
-    votes = HumanVotes(_labels(connection, people.order_by(labels.c.sequence, labels.c.position)))
+    in_order = people.order_by(labels.c.sequence, labels.c.position)
+    votes = HumanVotes(_labels(connection, in_order, given_up=given_up))
     judged = select(labels).where(labels.c.source == pb.LABEL_SOURCE_AI)
     if query.constitution:
         judged = judged.where(labels.c.constitution == query.constitution)
@@ -122,7 +129,8 @@ def read_judged_pairs(connection: Connection, query: QualityQuery) -> Sequence[J
     if query.max_labels is not None:
         judged = judged.limit(query.max_labels * _ROWS_PER_LABEL)
     pairs: list[JudgedPair] = []
-    for label in _labels(connection, judged.order_by(labels.c.sequence.desc(), labels.c.position.desc())):
+    newest_first = judged.order_by(labels.c.sequence.desc(), labels.c.position.desc())
+    for label in _labels(connection, newest_first, given_up=given_up):
         if query.max_labels is not None and len(pairs) == query.max_labels:
             break
         pair = votes.judged(label)
@@ -131,9 +139,11 @@ def read_judged_pairs(connection: Connection, query: QualityQuery) -> Sequence[J
     return pairs
 
 
-def _labels(connection: Connection, chosen: Select[Any]) -> Iterator[pb.Label]:
+def _labels(connection: Connection, chosen: Select[Any], *, given_up: threading.Event) -> Iterator[pb.Label]:
     with connection.execute(chosen.execution_options(yield_per=_ROWS_AT_ONCE)) as rows:
         for row in rows:
+            if given_up.is_set():
+                raise UnavailableError("the computation was given up", reason="GIVEN_UP")
             yield ledger.thaw(row)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -11,6 +12,7 @@ from google.protobuf.message import DecodeError
 from sqlalchemy import Connection, Row, func, select
 
 from rlaif.core.canonical import sha256_hex
+from rlaif.core.errors import UnavailableError
 from rlaif.core.hashchain import GENESIS_SHA256
 from rlaif.oversight.ledger import Cursor, list_events, list_labels
 from rlaif.oversight.records import LABEL_EVENTS, EventRow, row_of
@@ -36,11 +38,16 @@ class ChainReport:
     fault: Fault = pb.LEDGER_FAULT_UNSPECIFIED
 
 
-def verify_chain(connection: Connection) -> ChainReport:
-    """Recomputes every hash of the ledger, events and labels, within one view of the database."""
+def verify_chain(connection: Connection, *, given_up: threading.Event) -> ChainReport:
+    """Recomputes every hash of the ledger, events and labels, within one view of the database.
+
+    UnavailableError, and no report, once it is given up.
+    """
     head, num_events, num_labels = GENESIS_SHA256, 0, 0
     stored = _LabelsByEvent(connection)
     for row in _all_events(connection):
+        if given_up.is_set():
+            raise UnavailableError("the verification was given up", reason="GIVEN_UP")
         expected = num_events + 1
         if row.sequence != expected:
             return ChainReport(num_events, num_labels, head, expected, pb.LEDGER_FAULT_MISSING)
