@@ -16,6 +16,8 @@ PYTEST_ARGS ?=
 export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT ?= 10000
 export TOKENIZERS_PARALLELISM := false
+# Modules are compiled once, and not by each of the many processes that tests start.
+export PYTHONDONTWRITEBYTECODE :=
 export RLAIF_SHARED ?= ../shared
 
 VENV_STAMP := $(VENV)/.made
