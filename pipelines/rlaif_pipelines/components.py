@@ -341,6 +341,14 @@ def benchmark(
 
 
 @_component
+def judge_gate(run_root: str, quality: Input[Metrics]) -> None:
+    """Fails where the judge is worse than the settings ask of it."""
+    from rlaif_pipelines.stages.runner import run
+
+    run("judge_gate", run_root=run_root)
+
+
+@_component
 def report(run_root: str, status: PipelineTaskFinalStatus, page: Output[HTML], summary: Output[Markdown]) -> None:
     """The report, whatever happened before."""
     from rlaif_pipelines.artifacts import write_page

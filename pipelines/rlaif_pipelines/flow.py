@@ -113,12 +113,13 @@ def _evaluate_only(given: Given, options: GraphOptions) -> None:
 
 
 def _judge_benchmark(given: Given, options: GraphOptions) -> None:
-    """The judge's labels of pairs that people or rules have labelled, held against theirs."""
+    """The judge's labels of pairs that people or rules have labelled, held against theirs, and against its bound."""
     run_root = given["run_root"]
     branch = _prepare("judge-benchmark", given, options)
     pairs = components.load_pairs(run_root=run_root, branch=branch)
     labels = _judged(1, run_root=run_root, parts=pairs.outputs["Output"], completions=pairs.outputs["pairs"])
-    components.benchmark(run_root=run_root, labels=labels)
+    measured = components.benchmark(run_root=run_root, labels=labels)
+    components.judge_gate(run_root=run_root, quality=measured.outputs["quality"])
 
 
 _PIPELINES: Final[Mapping[PipelineName, tuple[Callable[[Given, GraphOptions], None], str]]] = {

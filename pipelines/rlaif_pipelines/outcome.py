@@ -71,7 +71,7 @@ def last_stage(context: RunContext) -> str:
     settings = context.settings
     if settings.pipeline == "label-only":
         return "gate"
-    return "benchmark" if settings.pipeline == "judge-benchmark" else "promote"
+    return "judge_gate" if settings.pipeline == "judge-benchmark" else "promote"
 
 
 def _message(context: RunContext) -> str:

@@ -67,9 +67,13 @@ class GateSettings(SettingsModel):
     max_dropped_replies: Rate = 0.25
     """Constitutional stage: share of replies without a usable revision."""
 
+    min_benchmark_accuracy: Rate | None = None
+    """Pipeline judge-benchmark: agreement with the given labels without which the run fails; null only measures."""
+
     def limits(self) -> GateLimits:
         """The limits of labels."""
-        return GateLimits(**self.model_dump(exclude={"min_revisions", "max_dropped_replies"}))
+        elsewhere = {"min_revisions", "max_dropped_replies", "min_benchmark_accuracy"}
+        return GateLimits(**self.model_dump(exclude=elsewhere))
 
 
 class ConstitutionalSettings(SettingsModel):

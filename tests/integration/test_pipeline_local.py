@@ -167,3 +167,12 @@ def test_the_playground_s_judge_is_held_against_gold(stack: tuple[Path, ServiceA
     assert outcome.message.startswith(f"accuracy of the judge: {accuracy['value']:.3f}")
     assert "| category=harmful | 24 |" in (tmp_path / "run" / "summary.md").read_text()
     assert "The judge against given labels" in (tmp_path / "run" / "report.html").read_text()
+
+    bound = {"min_benchmark_accuracy": 0.995}
+    assert accuracy["value"] < bound["min_benchmark_accuracy"]
+    create_run(make_settings({**values, "num_shards": 2, "gate": bound, "out": tmp_path / "run"}), services)
+    with pytest.raises(PipelineFailedError, match=r"gate\.min_benchmark_accuracy asks for 99\.5%") as failed:
+        run_local(tmp_path / "run")
+    assert (failed.value.outcome.stage, failed.value.outcome.exit_code) == ("judge_gate", 1)
+    assert "gate.min_benchmark_accuracy asks for 99.5%" in (tmp_path / "run" / "summary.md").read_text()
+    assert states(tmp_path / "run")["judge"] == "skipped"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,16 @@ def test_schedules_are_kept_by_commands(api: PipelinesApi, compiled: Path, capsy
     assert run(capsys, "schedule", "delete", schedule_id)[0] == 0
     assert run(capsys, "schedule", "list")[1] == "no schedules\n"
     assert run(capsys, "schedule", "delete", schedule_id)[0] == 2
+
+
+def test_the_documented_watch_on_a_judge_is_scheduled(api: PipelinesApi, capsys: pytest.CaptureFixture[str]) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "submit.md").read_text()
+    [shown] = re.findall(r"^rlaif (schedule create judge-watch .*?)^```$", document, flags=re.DOTALL | re.MULTILINE)
+    code, out, err = run(capsys, *shlex.split(shown.replace("\\\n", " ")))
+    assert (code, err) == (0, "")
+    [schedule] = api.schedules.values()
+    assert schedule.runtime_config.parameters["settings"] == {"gate": {"min_benchmark_accuracy": 0.8}}
+    assert out.endswith("every 86400 s\n")
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def test_the_smaller_pipelines_are_made_of_the_same_stages() -> None:
     labelling = {"load-prompts", "sample", "gather-completions", "label", "gather-labels", "quality-gate"}
     assert names["label-only"] == labelling
     assert names["evaluate-only"] == {"load-prompts", "sample-baseline", "adopt", "evaluate", "promote"}
-    assert names["judge-benchmark"] == {"load-pairs", "label", "gather-labels", "benchmark"}
+    assert names["judge-benchmark"] == {"load-pairs", "label", "gather-labels", "benchmark", "judge-gate"}
 
 
 def test_training_stands_behind_the_gate_and_the_report_behind_nothing() -> None:

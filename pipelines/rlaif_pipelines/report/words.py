@@ -37,7 +37,8 @@ def banner(facts: RunFacts, summary: Mapping[str, Any]) -> Banner:
         closed = "labels" if facts.gate is not None else "revised replies"
         headline = f"No policy was trained: the {closed} did not pass the gate."
     elif facts.outcome == "failed":
-        tone, headline = "bad", "The run failed. " + headline
+        told = headline if facts.benchmark is None else _judge_headline(facts.benchmark)
+        tone, headline = "bad", f"The run failed. {told}"
     elif facts.outcome == "unfinished":
         headline = "The run has not finished. " + headline
     elif facts.pipeline == "label-only":

@@ -29,6 +29,7 @@ STAGES: Final = (
     *ROUND_STAGES,
     "promote",
     "benchmark",
+    "judge_gate",
     "report",
 )
 

@@ -17,7 +17,7 @@ _BARS: Final = "▁▂▃▄▅▆▇█"
 _SMALLER: Final[Mapping[str, Sequence[str]]] = {
     "label-only": ("prompts", "sample", "judge", "gate"),
     "evaluate-only": ("prompts", "baseline", "adopt", "evaluate", "promote"),
-    "judge-benchmark": ("pairs", "judge", "benchmark"),
+    "judge-benchmark": ("pairs", "judge", "benchmark", "judge_gate"),
 }
 _PART: Final = re.compile(r"(?P<stage>.+)\.part-(?P<part>\d+-of-\d+)")
 
