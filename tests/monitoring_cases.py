@@ -424,6 +424,13 @@ CASES = [
     ),
     Case(
         "RlaifTrainingGuardFired",
+        {f'rlaif_training_guards_total{{{RUN},guard="kl"}}': "_x10 1x90"},
+        {f'rlaif_training_guards_total{{{RUN},guard="kl"}}': "_x10 0x90"},
+        labels={"pod": "run-0", "guard": "kl", "window": "running"},
+        quiet_until="9m",
+    ),
+    Case(
+        "RlaifTrainingGuardFired",
         {f'rlaif_oversight_guard_stops_total{{{OVERSIGHT},guard="kl"}}': "0x10 1x90"},
         {f'rlaif_oversight_guard_stops_total{{{OVERSIGHT},guard="kl"}}': "5x100"},
         at="20m",

@@ -55,7 +55,8 @@ def _running(scope: Scope, timing: Timing, training: Board) -> list[Alert]:
         ),
         Alert(
             "RlaifTrainingGuardFired",
-            f"{runs.keep('guard').total(f'increase({fired}[{hour}])')} > 0",
+            # It may fire at the very first step.
+            f"{runs.keep('guard').total(risen(fired, hour))} > 0",
             "",
             "warning",
             "Guard {{ $labels.guard }} fired in {{ $labels.pod }}",
