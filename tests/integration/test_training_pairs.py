@@ -206,10 +206,9 @@ def test_zero_changes_where_things_are_and_not_what_is_learnt(
     assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
 
 
-def test_training_by_bfloat16_products_learns_as_well(tmp_path: Path, model_folder: Path, labels: Path) -> None:
-    settings = reward_settings(
-        tmp_path, model=model_folder, labels=labels, engine=ENGINE | {"precision": "bfloat16_autocast"}
-    )
+@pytest.mark.parametrize("precision", ["bfloat16_autocast", "bfloat16"])
+def test_training_by_bfloat16_learns_as_well(precision: str, tmp_path: Path, model_folder: Path, labels: Path) -> None:
+    settings = reward_settings(tmp_path, model=model_folder, labels=labels, engine=ENGINE | {"precision": precision})
     assert reward.run(settings)["accuracy"] == 1.0
 
 
