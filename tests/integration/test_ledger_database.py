@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -154,6 +155,18 @@ def test_a_database_that_cannot_hold_every_text_is_refused_with_what_to_do(postg
         assert f"the database's encoding is {encoding}" in caught.value.message
         assert "ENCODING 'UTF8'" in caught.value.message
     engine.dispose()
+
+
+@pytest.mark.postgres
+def test_the_driver_is_told_to_notice_a_host_that_went_away(postgres_uri: str) -> None:
+    engine = open_engine(new_database(postgres_uri), num_connections=1)
+    with engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        told = driver.info.get_parameters()
+    engine.dispose()
+    idle, interval, count = (int(told[f"keepalives_{name}"]) for name in ("idle", "interval", "count"))
+    assert idle + interval * count <= 30
+    assert int(told["tcp_user_timeout"]) <= 30_000
 
 
 @pytest.mark.postgres

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from rlaif.core.errors import SettingsError
+from rlaif.runtime.pem import load_pair
 from rlaif.runtime.settings import ClientSettings
 from rlaif.runtime.watched_files import FreshFiles, WatchedFiles
 
@@ -153,25 +154,9 @@ def _credentials(settings: ClientSettings) -> FreshFiles[grpc.ChannelCredentials
                 f"tls_ca_path: {settings.tls_ca_path} holds no PEM certificates", field="tls_ca_path"
             ) from error
         if "tls_key_path" in paths:
-            _check_pair(context, settings)
+            load_pair(context, paths["tls_certificate_path"], paths["tls_key_path"], field="tls_certificate_path")
         return grpc.ssl_channel_credentials(
             contents["tls_ca_path"], contents.get("tls_key_path"), contents.get("tls_certificate_path")
         )
 
     return FreshFiles(WatchedFiles(paths, load)) if "tls_ca_path" in paths else None
-
-
-def _check_pair(context: ssl.SSLContext, settings: ClientSettings) -> None:
-    certificate, key = settings.tls_certificate_path, settings.tls_key_path
-    assert certificate is not None
-    try:
-        context.load_cert_chain(certificate, key, password=_no_password)
-    except (OSError, ValueError) as error:
-        raise SettingsError(
-            f"tls_certificate_path: {certificate} and {key} are no PEM certificate and its key without a password",
-            field="tls_certificate_path",
-        ) from error
-
-
-def _no_password() -> str:
-    raise ValueError("the key has a password")

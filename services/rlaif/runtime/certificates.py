@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from rlaif.core.errors import SettingsError
+from rlaif.runtime.pem import load_pair
 from rlaif.runtime.settings import TlsSettings
 from rlaif.runtime.watched_files import WatchedFiles
 
@@ -109,13 +110,7 @@ class ServerCertificates:
 
     def _http_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            context.load_cert_chain(self._tls.certificate_path, self._tls.key_path, password=_no_password)
-        except (OSError, ValueError) as error:
-            raise SettingsError(
-                f"listen.tls: {self._tls.certificate_path} and {self._tls.key_path} are no certificate and its key",
-                field="listen.tls",
-            ) from error
+        load_pair(context, self._tls.certificate_path, self._tls.key_path, field="listen.tls")
         return context
 
 
@@ -124,7 +119,3 @@ def _certificates(content: bytes, *, key: str, path: str) -> list[x509.Certifica
         return x509.load_pem_x509_certificates(content)
     except ValueError as error:
         raise SettingsError(f"{key}: {path} holds no PEM certificates", field=key) from error
-
-
-def _no_password() -> str:
-    raise ValueError("the key has a password")
