@@ -281,6 +281,13 @@ def test_nothing_to_look_at_is_wrong_input(capsys: pytest.CaptureFixture[str], t
     assert execute(["doctor", "--state", str(tmp_path)]) == 2
     assert "give --judge HOST:PORT and others, or start some by rlaif up" in capsys.readouterr().err
     assert execute(["doctor", "--metrics", "localhost:9090"]) == 2
+    (tmp_path / "ca").write_text("none")
+    assert execute(["doctor", "--judge", "127.0.0.1:1", "--tls-ca", str(tmp_path / "ca")]) == 2
+    assert "holds no PEM certificates" in capsys.readouterr().err
+    assert execute(["doctor", "--judge", "127.0.0.1:1", "--token-file", str(tmp_path / "token")]) == 2
+    assert execute(["doctor", "--judge", "judge"]) == 2
+    assert execute(["doctor", "--artifact-root", "ftp://models"]) == 2
+    assert execute(["doctor", "--host", "nowhere"]) == 2
 
 
 async def test_a_person_gets_a_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -84,12 +84,14 @@ def doctor(
     json_: Annotated[bool, typer.Option("--json", help="For machines: one JSON document.")] = False,
 ) -> int:
     """Check an installation from outside: reachable, secured, let in, ready, and a comparison made and recorded."""
-    from rlaif.cli.doctor_elsewhere import check_artifact_root, check_metrics, check_pipelines
+    from rlaif.cli.doctor_elsewhere import check_artifact_root, check_metrics, check_pipelines, open_pipelines
     from rlaif.cli.doctor_findings import Findings
     from rlaif.cli.doctor_services import Services
     from rlaif.cli.exits import DONE, FAILED
     from rlaif.cli.remote import remote_settings
+    from rlaif.client.channel import open_channel
     from rlaif.runtime.settings import ClientSettings
+    from rlaif.runtime.store import check_root
 
     given = {"oversight": oversight, "sampler": sampler, "judge": judge, "evaluator": evaluator, "reward": reward}
     given = {name: address for name, address in given.items() if address}
@@ -99,17 +101,21 @@ def doctor(
     targets: Mapping[str, ClientSettings] = {name: remote_settings(address, **reach) for name, address in given.items()}
     if not targets and not (pages or artifact_root or host):
         targets, pages = _announced(state, found.append, timeout_seconds=timeout)
+    # Pages have addresses of their own: of these settings, certificates and token count.
+    way = remote_settings("metrics:9090", **reach) if metrics else ClientSettings(target="metrics:9090")
+    for settings in (*targets.values(), way):
+        open_channel(settings).close()  # files that are no certificates and no token are wrong input
+    root = check_root(artifact_root, field="--artifact-root") if artifact_root else ""
+    pipelines = open_pipelines(host) if host else None
     services = Services(policy=policy, reward_model=reward_model)
     for name, settings in targets.items():
         services.check(name, settings, Findings(name, found.append))
-    # Pages have addresses of their own: of these settings, certificates and token count.
-    way = remote_settings("metrics:9090", **reach) if metrics else ClientSettings(target="metrics:9090")
     for url in pages:
         check_metrics(url, way, Findings("metrics", found.append))
-    if artifact_root:
-        check_artifact_root(artifact_root, Findings("artifact root", found.append))
-    if host:
-        check_pipelines(host, Findings("Kubeflow Pipelines", found.append))
+    if root:
+        check_artifact_root(root, Findings("artifact root", found.append))
+    if pipelines is not None:
+        check_pipelines(pipelines, Findings("Kubeflow Pipelines", found.append))
     _show(found, as_json=json_)
     return FAILED if any(each.state == "failed" for each in found) else DONE
 

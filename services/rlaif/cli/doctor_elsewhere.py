@@ -8,12 +8,15 @@ import urllib.error
 import urllib.request
 import uuid
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rlaif.cli.doctor_findings import Findings, StoppedError
 from rlaif.core.errors import RlaifError
 from rlaif.runtime.revision import service_revision
 from rlaif.runtime.settings import ClientSettings, read_token
+
+if TYPE_CHECKING:
+    from rlaif_pipelines.submission import PipelinesClient
 
 _MAX_BYTES: Final = 16 << 20
 _SECONDS: Final = 10.0
@@ -41,38 +44,42 @@ def check_artifact_root(root: str, findings: Findings) -> None:
             store.fetch(uri, digest=digest)
         findings.ok("reading", "what was written, by its digest")
     except StoppedError:
-        return
+        pass
     finally:
         with contextlib.suppress(RlaifError, OSError):
             store.remove_policy(policy)
 
 
-def check_pipelines(host: str, findings: Findings) -> None:
-    """The API of Kubeflow Pipelines answers and lets us in."""
+def open_pipelines(host: str) -> PipelinesClient:
+    """A client of the API, with the credentials that the environment names; nothing is connected to yet."""
     from rlaif_pipelines.submission import PipelinesClient, find_connection
 
-    with contextlib.suppress(StoppedError):
-        connection = find_connection(host=host, timeout_seconds=_SECONDS)
-        with (
-            findings.attempt("API", fix="see docs/submit.md: address, credentials, ca_file"),
-            PipelinesClient(connection) as client,
-        ):
+    return PipelinesClient(find_connection(host=host, timeout_seconds=_SECONDS))
+
+
+def check_pipelines(client: PipelinesClient, findings: Findings) -> None:
+    """The API of Kubeflow Pipelines answers and lets us in."""
+    with contextlib.suppress(StoppedError), client:
+        with findings.attempt("API", fix="see docs/submit.md for addresses and credentials"):
             client.runs(page_size=1)
-        findings.ok("API", f"{connection.host} lists runs")
+        findings.ok("API", f"{client.connection.host} lists runs")
 
 
 def check_metrics(url: str, settings: ClientSettings, findings: Findings) -> None:
     """The page that Prometheus reads, and which code it says is running."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    context = None
-    if settings.tls_ca_path is not None:
-        context = ssl.create_default_context(cafile=str(settings.tls_ca_path))
+    authority = None if settings.tls_ca_path is None else str(settings.tls_ca_path)
+    # Proxies from the environment are for the internet.
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}),
+        urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=authority)),
+    )
     request = urllib.request.Request(url)  # noqa: S310 - http and https alone, checked before
     if token := read_token(settings.token_path):
         request.add_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=_SECONDS, context=context) as answer:  # noqa: S310
+        with opener.open(request, timeout=_SECONDS) as answer:
             text = answer.read(_MAX_BYTES).decode("utf-8", "replace")
         samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     except urllib.error.HTTPError as error:

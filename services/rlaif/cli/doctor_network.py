@@ -169,10 +169,14 @@ def _certificate_days(settings: ClientSettings, replica: Replica, findings: Find
         findings.failed("TLS", f"{replica.address}: {wrong} ({error.verify_message})", fix=fix)
         raise StoppedError from error
     except OSError as error:
+        # A server without TLS answers in its own words, or closes.
+        other = isinstance(error, ssl.SSLError) and error.reason not in ("WRONG_VERSION_NUMBER", None)
         findings.failed(
             "TLS",
-            f"{replica.address}: no TLS there ({error.strerror or error})",
-            fix="leave out --tls-ca and RLAIF_TLS_CA, or set tls.enabled in the chart's values",
+            f"{replica.address}: {'TLS fails' if other else 'no TLS there'} ({error.strerror or error})",
+            fix="see docs/security.md"
+            if other
+            else "leave out --tls-ca and RLAIF_TLS_CA, or set tls.enabled in the chart's values",
         )
         raise StoppedError from error
     assert certificate is not None
