@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from monitoring import objectives
 from monitoring.files import CHART
 from monitoring.rules.alert import RUNBOOKS
@@ -63,3 +65,21 @@ def test_operations_names_the_objectives_and_panels_that_there_are() -> None:
     assert {page["title"].removeprefix("RLAIF / ") for page in pages} == set(
         re.findall(r"^\| ([A-Z][a-z ]+) \| [A-Z]", manual, flags=re.MULTILINE)
     )
+
+
+@pytest.mark.parametrize("name", ["runbooks.md", "operations.md"])
+def test_commands_in_the_manual_are_those_that_there_are(name: str) -> None:
+    import typer.main
+
+    from rlaif.cli.main import app
+
+    manual = (Path(__file__).parents[2] / "docs" / name).read_text(encoding="utf-8")
+    commands = re.findall(r"(?:`|^)rlaif ([a-z][^`\n#|]*)", manual, flags=re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        words, found = command.split(), typer.main.get_command(app)
+        while words and hasattr(found, "commands") and words[0] in found.commands:
+            found = found.commands[words.pop(0)]
+        assert not hasattr(found, "commands"), f"rlaif {command}: no such verb"
+        options = {option for parameter in found.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, f"rlaif {command}"
