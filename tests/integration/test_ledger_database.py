@@ -84,6 +84,18 @@ def test_migrations_make_the_tables_the_code_uses(database_url: str) -> None:
     engine.dispose()
 
 
+def test_a_schema_of_a_later_version_is_left_alone_and_told(database_url: str) -> None:
+    engine = open_engine(database_url, num_connections=1)
+    upgrade_schema(engine)
+    with appending(engine) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = 'ledger_9999'"))
+    for use in (check_schema, upgrade_schema):
+        with pytest.raises(SettingsError, match="schema is ledger_9999, of a later version of rlaif") as caught:
+            use(engine)
+        assert "migrate=true" not in caught.value.message
+    engine.dispose()
+
+
 def test_processes_that_migrate_at_once_do_not_collide(database_url: str) -> None:
     engines = [open_engine(database_url, num_connections=1) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:

@@ -23,6 +23,7 @@ def upgrade_schema(engine: Engine) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with appending(engine) as connection:
         before = MigrationContext.configure(connection).get_current_revision()
+        _check_known(before)
         command.upgrade(_config(connection), "head")
         after = MigrationContext.configure(connection).get_current_revision()
     if after != before:
@@ -33,12 +34,23 @@ def check_schema(engine: Engine) -> None:
     """SettingsError, with the fix, when the schema is not the one this version needs."""
     with reading(engine) as connection:
         found = MigrationContext.configure(connection).get_current_revision()
+    _check_known(found)
     needed = ScriptDirectory.from_config(_config()).get_current_head()
     if found != needed:
         raise SettingsError(
             f"the database's schema is {found or 'absent'} and this version needs {needed}: start with migrate=true",
             reason="SCHEMA_OUTDATED",
             field="migrate",
+        )
+
+
+def _check_known(revision: str | None) -> None:
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if revision is not None and revision not in known:
+        raise SettingsError(
+            f"the database's schema is {revision}, of a later version of rlaif: run that version, or one after it",
+            reason="SCHEMA_TOO_NEW",
+            field="database_url",
         )
 
 
