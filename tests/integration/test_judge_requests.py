@@ -181,6 +181,7 @@ WRONG = [
         "limit of 16",
     ),
     (pair(category="x" * 65), InvalidInputError, "category", "limit of 64"),
+    (pair(category="a\tb"), InvalidInputError, "category", "printable"),
     (pair(constitution="", inline_constitution=FOR_CHAT, category="code"), InvalidInputError, "category", "'code'"),
     (pair(first="x" * 2**20), InvalidInputError, "first", "limit of 1000"),
     (pair(messages=[TURN, SYSTEM]), InvalidInputError, "messages[1].role", "system"),

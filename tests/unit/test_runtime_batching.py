@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from rlaif.core.errors import QuotaExceededError, UnavailableError
+from rlaif.core.errors import InvalidInputError, QuotaExceededError, UnavailableError
 from rlaif.runtime.batching import Batcher
 from rlaif.runtime.context import CallContext, enter_call
 
@@ -102,6 +102,25 @@ async def test_an_error_reaches_every_caller_of_its_batch_and_no_other():
     first, second = await asyncio.gather(batcher.submit([1]), batcher.submit([2]), return_exceptions=True)
     assert isinstance(first, UnavailableError)
     assert second == [2]
+    await batcher.close()
+
+
+async def test_what_one_caller_sent_wrong_fails_none_of_its_neighbours():
+    batches: list[list[int]] = []
+
+    async def refuse(items: Sequence[int]) -> list[int]:
+        batches.append(list(items))
+        if wrong := [item for item in items if item < 0]:
+            raise InvalidInputError(f"{wrong[0]} is negative")
+        return [item * 10 for item in items]
+
+    batcher = Batcher(refuse, mix=True, max_batch_size=16, max_delay_seconds=0.01, max_queue_size=100)
+    units = [[0], [1, 2], [-3, 4], [5], [6], [-7]]
+    results = await asyncio.gather(*map(batcher.submit, units), return_exceptions=True)
+    assert [result for result in results if isinstance(result, list)] == [[0], [10, 20], [50], [60]]
+    assert [str(result) for result in results if isinstance(result, Exception)] == ["-3 is negative", "-7 is negative"]
+    assert batches[0] == [0, 1, 2, -3, 4, 5, 6, -7]
+    assert len(batches) <= 2 * len(units)
     await batcher.close()
 
 

@@ -187,6 +187,9 @@ class RequestReader:
             raise InvalidInputError(
                 f"{size_bytes} bytes are more than the limit of {MAX_CATEGORY_BYTES}", field=f"{prefix}category"
             )
+        if not category.isprintable():
+            # The ledger takes none, once all the work is done.
+            raise InvalidInputError("a category is of printable characters", field=f"{prefix}category")
         return category
 
     def _conversation(self, messages: Sequence[conversation_pb2.Message], *, field: str) -> Conversation:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from rlaif.core.errors import QuotaExceededError, UnavailableError
+from rlaif.core.errors import InvalidInputError, QuotaExceededError, UnavailableError
 from rlaif.runtime.context import current_caller
 
 Item = TypeVar("Item")
@@ -221,11 +221,18 @@ class Batcher(Generic[Item, Result]):
         return units
 
     async def _run_batch(self, units: Sequence[_Unit[Item, Result]]) -> None:
+        """What is refused as wrong input is run again in halves: what one caller sent must not fail its neighbours."""
         items = [item for unit in units for item in unit.items]
         try:
             results = list(await self._execute(items))
             assert len(results) == len(items)
         except Exception as error:  # noqa: BLE001 - every caller of the batch gets it
+            if isinstance(error, InvalidInputError) and len(units) > 1:
+                half = len(units) // 2
+                for part in (units[:half], units[half:]):
+                    if wanted := [unit for unit in part if not unit.results.done()]:
+                        await self._run_batch(wanted)
+                return
             for unit in units:
                 if not unit.results.done():
                     unit.results.set_exception(error)
