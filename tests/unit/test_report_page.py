@@ -19,6 +19,7 @@ from rlaif.cli import main
 from rlaif.cli.run_inputs import with_changes
 from rlaif.core.errors import InvalidInputError, RlaifError
 from rlaif_pipelines.report import build
+from rlaif_pipelines.report.markdown import render
 from rlaif_pipelines.report.plots import Series, histogram, interval_bar, line_chart, ticks
 from rlaif_pipelines.report.reproduce import command_line
 from rlaif_pipelines.settings import RunSettings, make_settings
@@ -250,6 +251,12 @@ def test_rounds_follow_each_other_and_the_last_one_is_the_headline(tmp_path: Pat
     assert [each["round"] for each in report["rounds"]] == [1, 2]
     assert "Round by round" in page
     assert ">80<" in page, "forty steps and forty more on one axis"
+    assert ">round 2<" in page, "where another reward model begins to score"
+    assert "of the steps of round 2" in page
+    assert "where gold has a preference; labels of round 2" in page
+    assert "| labels of round 2 |" in render(report)
+    _, alone = report_of(write_run(tmp_path / "alone"))
+    assert "of round" not in alone
 
 
 def test_the_command_holds_what_differs_from_the_defaults() -> None:

@@ -86,6 +86,12 @@ class RunFacts:
         return self.gates[max(self.gates)] if self.gates else None
 
     @property
+    def of_last_round(self) -> str:
+        """What figures of one round are called beside those of several: " of round 2"; empty where one is all."""
+        done = {*self.gates, *self.evaluations}
+        return f" of round {max(done)}" if len(done) > 1 else ""
+
+    @property
     def gated(self) -> Sequence[str]:
         """Why a gate, of revisions or of the last round's labels, let nothing train; empty where none stands closed."""
         revisions = self.stages.get("revision_gate")

@@ -36,12 +36,14 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "KL from the start", f"{summary['kl']:.2f} nats a reply"
     quality = summary["label_quality"]
     if quality is not None:
-        yield "labels", str(quality["num_labels"])
+        gated = [each["round"] for each in summary["rounds"] if each["gate_passed"] is not None]
+        of_round = f" of round {gated[-1]}" if len(gated) > 1 else ""
+        yield f"labels{of_round}", str(quality["num_labels"])
         for key in ("abstention_rate", "order_inconsistency"):
             if quality[key] is not None:
-                yield key.replace("_", " "), f"{quality[key]:.1%}"
-    if summary["label_accuracy"] is not None:
-        yield "agreement with gold", f"{summary['label_accuracy']:.1%}"
+                yield f"{key.replace('_', ' ')}{of_round}", f"{quality[key]:.1%}"
+        if summary["label_accuracy"] is not None:
+            yield f"agreement with gold{of_round}", f"{summary['label_accuracy']:.1%}"
 
 
 def _benchmark(statistics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
