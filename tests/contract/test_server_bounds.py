@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import grpc
 import pytest
+import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from rlaif.runtime.roles import Role
 from rlaif.runtime.server import serving
 from rlaif.runtime.settings import ListenSettings
+from rlaif.runtime.tokens import describe_token
 from rlaif.v1 import sampler_service_pb2 as pb
 from rlaif.v1 import sampler_service_pb2_grpc
 from toy_service import NAME, ToySampler, toy_service
 
 BOTH = ListenSettings(metrics_address=None, health_address="127.0.0.1:0")
 SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+def bearer(token: str) -> tuple[tuple[str, str]]:
+    return (("authorization", f"Bearer {token}"),)
 
 
 async def refusal(call: object) -> grpc.aio.AioRpcError:
@@ -33,6 +44,38 @@ async def test_a_compressed_message_is_refused_before_it_is_unpacked() -> None:
         assert refused.code() is grpc.StatusCode.UNIMPLEMENTED
         assert "gzip" in (refused.details() or "")
         assert servicer.num_calls == 0
+
+
+async def test_what_strangers_and_holders_of_the_wrong_role_send_is_not_parsed(tmp_path: Path) -> None:
+    parsed: list[bytes] = []
+
+    def parse(data: bytes) -> pb.GetPolicyRequest:
+        parsed.append(data)
+        return pb.GetPolicyRequest.FromString(data)
+
+    def register(server: grpc.aio.Server) -> None:
+        handler = grpc.unary_unary_rpc_method_handler(
+            ToySampler().GetPolicy,
+            request_deserializer=parse,
+            response_serializer=pb.GetPolicyResponse.SerializeToString,
+        )
+        # LoadPolicy, which readers may not call.
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, {"LoadPolicy": handler}),))
+
+    tokens = [describe_token(f"secret-of-{name}", name=name, roles=[Role(name)]) for name in ("reader", "trainer")]
+    (tmp_path / "tokens.yaml").write_text(yaml.safe_dump([json.loads(token.model_dump_json()) for token in tokens]))
+    listen = BOTH.model_copy(update={"tokens_path": tmp_path / "tokens.yaml"})
+    service = replace(toy_service(ToySampler()), register=register)
+    async with serving(service, listen) as server, grpc.aio.insecure_channel(server.address) as channel:
+        call, body = channel.unary_unary(f"/{NAME}/LoadPolicy"), pb.GetPolicyRequest(name="x").SerializeToString()
+        for token, code in (
+            ("unknown", grpc.StatusCode.UNAUTHENTICATED),
+            ("secret-of-reader", grpc.StatusCode.PERMISSION_DENIED),
+        ):
+            assert (await refusal(call(body, metadata=bearer(token)))).code() is code
+            assert parsed == []
+        await call(body, metadata=bearer("secret-of-trainer"))
+        assert parsed == [body]
 
 
 async def test_a_name_of_a_service_that_is_too_long_is_not_repeated() -> None:

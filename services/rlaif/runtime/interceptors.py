@@ -24,7 +24,7 @@ from rlaif.runtime import status
 from rlaif.runtime.authentication import Authenticator, Identity
 from rlaif.runtime.context import CallContext, call_from_traceparent, current_actor, enter_call
 from rlaif.runtime.logging import EventLogger
-from rlaif.runtime.malformed import Malformed, tolerant
+from rlaif.runtime.malformed import read_message
 from rlaif.runtime.roles import check_role
 from rlaif.runtime.telemetry import request_metrics
 
@@ -96,29 +96,28 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
     def _wrap(self, method: str, handler: Any) -> Handler:
         if method.startswith(_HEALTH):
             return handler
-        codecs = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
         name = method.removeprefix("/").rpartition(".")[2]
-        if handler.request_deserializer is not None and not handler.request_streaming:
-            codecs["request_deserializer"] = tolerant(handler.request_deserializer)
-        if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(
-                self._around(name, handler.unary_unary, method=_full_name(method)), **codecs
+        if handler.request_streaming:
+            assert method.startswith(_REFLECTION), f"{method}: client streams are not supported"
+            return grpc.stream_stream_rpc_method_handler(
+                self._guarded(handler.stream_stream), handler.request_deserializer, handler.response_serializer
             )
-        if handler.unary_stream:
-            stream = self._around(name, _writing(handler.unary_stream), method=_full_name(method))
-            return grpc.unary_stream_rpc_method_handler(stream, **codecs)
-        assert method.startswith(_REFLECTION), f"{method}: client streams are not supported"
-        return grpc.stream_stream_rpc_method_handler(self._guarded(handler.stream_stream), **codecs)
+        # gRPC is given no deserializer: a small message can be large once it is parsed, and strangers may send it.
+        codecs = {"request_deserializer": None, "response_serializer": handler.response_serializer}
+        checked = {"method": _full_name(method), "deserializer": handler.request_deserializer}
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(self._around(name, handler.unary_unary, **checked), **codecs)
+        stream = self._around(name, _writing(handler.unary_stream), **checked)
+        return grpc.unary_stream_rpc_method_handler(stream, **codecs)
 
-    def _around(self, name: str, behavior: Behavior, *, method: str | None = None) -> Behavior:
+    def _around(
+        self, name: str, behavior: Behavior, *, method: str | None = None, deserializer: Any = bytes
+    ) -> Behavior:
         """`name` is what metrics say; `method` is whose roles count, None for a method that does not exist."""
         if inspect.unwrap(behavior).__module__.endswith("_pb2_grpc"):
             behavior = _refuse_unserved(name, service=self._service)
 
-        async def serve(request: Any, context: Any) -> Any:
+        async def serve(data: bytes, context: Any) -> Any:
             started = time.perf_counter()
             code = grpc.StatusCode.OK
             self._begin()
@@ -126,8 +125,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             call = _enter(context)
             try:
                 call = self._admit(context, call, method=method)
-                if isinstance(request, Malformed):
-                    raise request.error
+                request = read_message(data, deserializer)
                 return await self._within_deadline(behavior, request, context, call)
             except asyncio.CancelledError:
                 expired = call.deadline is not None and call.deadline <= time.monotonic()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
@@ -15,24 +14,13 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_DEPTH = 32
 
 
-@dataclass(frozen=True)
-class Malformed:
-    """Stands in for a request that cannot be read."""
-
-    error: InvalidInputError
-
-
-def tolerant(deserializer: Any) -> Callable[[bytes], Any]:
-    """The deserializer, but giving Malformed for what it cannot read."""
-    descriptor = getattr(getattr(deserializer, "__self__", None), "DESCRIPTOR", None)
-
-    def read(data: bytes) -> Any:
-        try:
-            return deserializer(data)
-        except DecodeError:
-            return Malformed(_explain(data, descriptor))
-
-    return read
+def read_message(data: bytes, deserializer: Any) -> Any:
+    """The message; InvalidInputError, which names the field where a text is not UTF-8, when the data is none."""
+    try:
+        return deserializer(data)
+    except DecodeError as error:
+        descriptor = getattr(getattr(deserializer, "__self__", None), "DESCRIPTOR", None)
+        raise _explain(data, descriptor) from error
 
 
 def _explain(data: bytes, descriptor: Descriptor | None) -> InvalidInputError:
