@@ -143,6 +143,17 @@ async def test_all_is_well_behind_tls_and_tokens(doctor: Doctor, tmp_path: Path)
     assert seen.startswith("the certificate for 127.0.0.1 ends in ")
 
 
+async def test_a_name_is_resolved_and_is_what_the_certificate_must_be_for(doctor: Doctor, tmp_path: Path):
+    authority = Authority(tmp_path)
+    async with judge(ListenSettings(metrics_address=None, tls=authority.issue("s", "localhost").server())) as address:
+        port = address.rpartition(":")[2]
+        for target in (f"localhost:{port}", f"dns:///localhost:{port}"):
+            found = await doctor("--judge", target, "--tls-ca", authority.path)
+            assert found.code == 0
+            assert found.of("judge", "network")[1] == f"{target}: {address} answers"
+            assert found.of("judge", "TLS")[1].startswith("the certificate for localhost ends in ")
+
+
 async def test_what_is_not_there_is_told_with_what_to_look_at(doctor: Doctor):
     address = free_address()
     refused = (await doctor("--judge", address)).failure("judge", "network")
