@@ -106,6 +106,7 @@ def test_a_sentence_is_one_line_that_names_its_field_once() -> None:
     [
         (["report", "nowhere"], "not a run folder"),
         (["ledger", "verify", "nowhere"], "no ledger.sqlite"),
+        (["labels", "quality", "nowhere", "--by", "mood"], "--by mood: there are category, constitution, judge"),
         (["serve", "judge", "--config", "nowhere.yaml"], "no such file"),
         (["up", "--judge", "./nowhere"], "no such folder"),
         (["up", "--constitution", "nowhere"], "no shipped constitution"),

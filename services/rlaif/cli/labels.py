@@ -67,7 +67,12 @@ def quality(
 
     from rlaif.cli.labels_display import quality_json, quality_page
     from rlaif.client.review import ReviewClient
+    from rlaif.core.errors import InvalidInputError
+    from rlaif.core.label_statistics import DIMENSIONS
 
+    for dimension in by or ():
+        if dimension not in DIMENSIONS:
+            raise InvalidInputError(f"--by {dimension}: there are {', '.join(DIMENSIONS)}", field="--by")
     with oversight_settings(folder, target) as settings, ReviewClient(settings) as reviews:
         report = reviews.label_quality(
             constitution=_constitution(constitution),
