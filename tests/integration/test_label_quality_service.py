@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection
@@ -237,10 +238,10 @@ async def test_a_scrape_gets_the_label_quality_of_the_window(database_url: str) 
 async def test_a_computation_that_crashes_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compute, crashes = quality_of_labels.compute, iter([ZeroDivisionError(), ZeroDivisionError()])
 
-    def crash_twice(connection: Connection, query: QualityQuery) -> QualityAnswer:
+    def crash_twice(connection: Connection, query: QualityQuery, **more: Any) -> QualityAnswer:
         if crash := next(crashes, None):
             raise crash
-        return compute(connection, query)
+        return compute(connection, query, **more)
 
     monkeypatch.setattr(quality_of_labels, "compute", crash_twice)
     url = f"sqlite:///{tmp_path}/ledger.sqlite"

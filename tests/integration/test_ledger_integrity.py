@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -205,10 +206,10 @@ async def test_the_ledger_is_verified_by_itself(database_url: str) -> None:
 async def test_a_verification_that_crashes_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verify, crashes = verification.verify_chain, iter([KeyError("labels"), KeyError("labels")])
 
-    def crash_twice(connection: Connection) -> ChainReport:
+    def crash_twice(connection: Connection, **more: Any) -> ChainReport:
         if crash := next(crashes, None):
             raise crash
-        return verify(connection)
+        return verify(connection, **more)
 
     monkeypatch.setattr(verification, "verify_chain", crash_twice)
     name = "rlaif_oversight_last_verify_timestamp_seconds"
