@@ -165,27 +165,7 @@ def test_every_stage_may_fail_once_its_failure_is_named_and_nothing_is_done_twic
     assert finished["runs/retried/stages/train"] == 1
 
 
-def test_a_run_that_failed_says_where_and_goes_on_from_there(
-    tmp_path: Path, services: Services, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = services.begin(tmp_path / "fails", algorithm="dpo", seed=2).root
-    hooked(monkeypatch, fail="train")
-    with pytest.raises(PipelineFailedError, match="forced failure of train") as failed:
-        run_local(root)
-    assert (failed.value.outcome.stage, failed.value.outcome.exit_code) == ("train", 1)
-    assert "stage train failed: RuntimeError: forced failure of train" in (root / "summary.md").read_text()
-    done = {name for name, state in states(root).items() if state == "finished"} - {"report"}
-    recorded = services.label_names()
-
-    hooked(monkeypatch)
-    (root / "events.jsonl").unlink()
-    assert run_local(root).state == "finished"
-    assert {name for name, state in states(root).items() if state == "skipped"} == done
-    assert services.label_names() == recorded, "what was labelled is answered by the ledger"
-    assert read_json(root / "report.json")["outcome"] == "finished"
-
-
-def test_a_run_that_is_killed_half_way_goes_on(
+def test_a_run_that_is_killed_and_then_fails_says_where_and_goes_on_from_there(
     tmp_path: Path, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = services.begin(tmp_path / "killed", algorithm="dpo", seed=3).root
@@ -200,13 +180,24 @@ def test_a_run_that_is_killed_half_way_goes_on(
     process.wait()
     recorded = services.label_names()
 
-    hooked(monkeypatch)
-    assert run_local(root).state == "finished"
+    hooked(monkeypatch, fail="train")
+    with pytest.raises(PipelineFailedError, match="forced failure of train") as failed:
+        run_local(root)
+    assert (failed.value.outcome.stage, failed.value.outcome.exit_code) == ("train", 1)
+    assert "stage train failed: RuntimeError: forced failure of train" in (root / "summary.md").read_text()
     judged = RunContext.load(root).result("judge").values
     assert judged["num_recorded_before"] == judged["num_pairs"] > 0
-    assert services.label_names() == recorded
     skipped = {event["stage"] for event in read_rows(root / "events.jsonl") if event["state"] == "skipped"}
     assert skipped == {"prepare", "prompts", "baseline", "sample"}
+    done = skipped | {"judge", "gate"}
+    assert {stage for stage, state in states(root).items() if state in ("finished", "skipped")} == done | {"report"}
+
+    hooked(monkeypatch)
+    (root / "events.jsonl").unlink()
+    assert run_local(root).state == "finished"
+    assert {name for name, state in states(root).items() if state == "skipped"} == done
+    assert services.label_names() == recorded, "what was labelled is answered by the ledger"
+    assert read_json(root / "report.json")["outcome"] == "finished"
 
 
 def test_from_the_last_policy_one_walks_back_through_both_rounds_to_every_label(
