@@ -6,6 +6,7 @@ Two manners: `vllm` knows vLLM's additions (token ids, log-probabilities of any 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import socket
@@ -64,6 +65,8 @@ class ModelServer:
         self.released = threading.Event()
         """Ends answers that a fault holds back."""
         self._lock = threading.Lock()
+        # A judge without log-probabilities draws a hundred times from one prompt.
+        self._logits = functools.lru_cache(maxsize=1024)(self._next_logits)
 
     def answer(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         self._check_fields(path, body)
@@ -136,7 +139,7 @@ class ModelServer:
         tokens: list[int] = []
         scores: list[Any] = []
         while len(tokens) < body["max_tokens"]:
-            logits = self.model(torch.tensor([[*prompt, *tokens]])).logits[0, -1].float()
+            logits = self._logits((*prompt, *tokens)).clone()
             for token, added in self.bias.items():
                 logits[token] += added
             scores.append(torch.log_softmax(logits, dim=-1))
@@ -151,6 +154,10 @@ class ModelServer:
             if body.get("stop") and any(stop in self.tokenizer.decode(tokens) for stop in body["stop"]):
                 return tokens, scores, True
         return tokens, scores, False
+
+    def _next_logits(self, ids: tuple[int, ...]) -> torch.Tensor:
+        """[V] logits of what follows."""
+        return self.model(torch.tensor([ids])).logits[0, -1].float().clone()
 
     def _allowed(self, body: Mapping[str, Any]) -> list[list[int]] | None:
         texts: Sequence[str] | None = None
