@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -268,6 +269,10 @@ async def test_a_wrong_label_is_refused_and_names_the_field(
         assert (await ledger.verify()).num_events == 0
 
 
+def token_of(json_text: str) -> str:
+    return base64.urlsafe_b64encode(json_text.encode()).decode()
+
+
 @pytest.mark.parametrize(
     ("method", "request_", "field"),
     [
@@ -279,6 +284,8 @@ async def test_a_wrong_label_is_refused_and_names_the_field(
         ("LookupLabels", pb.LookupLabelsRequest(request_sha256s=["x"]), "request_sha256s[0]"),
         ("GetLabel", pb.GetLabelRequest(name="label/x"), "name"),
         ("GetLabel", pb.GetLabelRequest(name="labels/x"), "name"),
+        ("ListLabels", pb.ListLabelsRequest(page_token=token_of('["x", Infinity, 0]')), "page_token"),
+        ("ListEvents", pb.ListEventsRequest(page_token=token_of("[" * 10_000)), "page_token"),
         ("ListLabels", pb.ListLabelsRequest(page_size=-1), "page_size"),
         ("ListLabels", pb.ListLabelsRequest(constitution="default"), "constitution"),
         ("ListLabels", pb.ListLabelsRequest(constitution="constitutions/a\0b"), "constitution"),

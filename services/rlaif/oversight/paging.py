@@ -25,7 +25,7 @@ def read_page_token(token: str, *, listing: tuple[str, ...]) -> Cursor:
     try:
         filters, sequence, position = json.loads(base64.urlsafe_b64decode(token.encode()))
         cursor = Cursor(sequence=int(sequence), position=int(position))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InvalidInputError("page_token is not one of ours", field="page_token") from error
     if filters != digest(listing)[:_FILTER_DIGITS] or not 0 <= cursor.sequence < 2**62 or abs(cursor.position) > 2**30:
         raise InvalidInputError("page_token is of a list with other filters", field="page_token")
