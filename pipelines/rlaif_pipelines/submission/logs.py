@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -54,9 +53,9 @@ class LogReader:
             names = list(_pods_of(cluster.find(PODS, labels=f"{_RUN_LABEL}={self.run_id}").items, task))
             if not names:
                 raise NotFoundError(f"no pod of the task is left in namespace {cluster.namespace}")
-            with cluster.log(names[-1], container=_MAIN) as lines:
+            with cluster.log(names[-1], container=_MAIN, num_lines=_MOST_LINES) as lines:
                 # Each behind the time it was written.
-                return "".join(f"{_text(line.partition(b' ')[2])}\n" for line in deque(lines, maxlen=_MOST_LINES))
+                return _text(b"".join(line.partition(b" ")[2] + b"\n" for line in lines)[-MOST_BYTES:])
         except (ClusterError, SettingsError) as error:
             raise NotFoundError(error.message) from None
 
