@@ -98,7 +98,8 @@ async def test_a_replica_loads_once_for_all_who_ask_also_when_the_first_of_them_
     async with replica(root) as service:
         with pytest.raises(DeadlineError):
             await ask(service, lambda client: client.score(NAME, [INPUT], timeout_seconds=0.01))
-        values = await asyncio.gather(*(value(service) for _ in range(8)))
+        # More would take all threads of a small machine, of which the service needs one too.
+        values = await asyncio.gather(*(value(service) for _ in range(4)))
     assert len(set(values)) == 1
     assert _loads() == before + 1
 
