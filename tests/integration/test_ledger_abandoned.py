@@ -21,7 +21,7 @@ from rlaif.v1 import ledger_service_pb2 as pb
 from rlaif.v1 import review_service_pb2, review_service_pb2_grpc
 from tls_fixtures import until
 
-NUM_EVENTS = 100
+NUM_EVENTS = 40
 
 
 @pytest.fixture
