@@ -71,11 +71,14 @@ def check_inputs(values: Mapping[str, Any], *, changes: Sequence[str]) -> Checke
     named = settings.evaluator if settings.evaluator != NO_EVALUATOR else None
     address = named if named and _ADDRESS.fullmatch(named) else None
     evaluator = find_model(named, option="--evaluator", playground=JUDGE_DIR) if named and not address else None
+    offline = all(model.local for model in models) and (evaluator is None or evaluator.local)
+    if not offline:
+        remarks.append("what the cache lacks of the hub's models is fetched first: logs/ tells how far that is")
     check_space(settings.out.absolute())
     return CheckedRun(
         settings=settings,
         root=settings.out.absolute(),
-        offline=all(model.local for model in models) and (evaluator is None or evaluator.local),
+        offline=offline,
         evaluator_address=address,
         evaluator_model=None if evaluator is None else evaluator.uri,
         remarks=tuple(remarks),

@@ -23,7 +23,8 @@ from rlaif.core.errors import DeadlineError, SettingsError
 from rlaif.engine.settings import EngineKind
 from rlaif.runtime.artifacts import atomic_write_text
 
-START_SECONDS: Final = 180.0
+START_SECONDS: Final = 1800.0
+"""How long services may take to be ready: models of the hub are fetched in it."""
 
 
 class Running(Protocol):
@@ -85,14 +86,12 @@ class StackSettings:
         return self.folder / "logs" / f"{name}.log"
 
 
-def start_stack(
-    settings: StackSettings, *, launch: Launch, told: Callable[[str], None], timeout_seconds: float = START_SECONDS
-) -> dict[str, Announcement]:
+def start_stack(settings: StackSettings, *, launch: Launch, told: Callable[[str], None]) -> dict[str, Announcement]:
     """Start all and return their addresses once every one is healthy; `told` hears of each that is.
 
     A service that needs another waits for that one's port only: models load at the same time.
     """
-    deadline = time.monotonic() + timeout_seconds
+    deadline = time.monotonic() + START_SECONDS
     check_ports_free(settings)
     running: dict[str, Running] = {}
     found: dict[str, Announcement] = {}
@@ -116,22 +115,20 @@ def start_stack(
     start("reward")
     for name in settings.names:
         address_of(name)
-        _await_serving(found[name], running, deadline)
+        _await_serving(settings.folder, found[name], running, deadline)
         told(name)
     return {name: found[name] for name in settings.names}
 
 
-def start_oversight(
-    folder: Path, *, database: Path, launch: Launch, timeout_seconds: float = START_SECONDS
-) -> Announcement:
+def start_oversight(folder: Path, *, database: Path, launch: Launch) -> Announcement:
     """Start oversight alone, over an existing database, and return its address once it is healthy."""
-    deadline = time.monotonic() + timeout_seconds
+    deadline = time.monotonic() + START_SECONDS
     path = folder / "services" / "oversight.yaml"
     config = {"listen": _listen(folder, "oversight", port=0), "database_url": _sqlite_url(database)}
     atomic_write_text(path, _as_yaml(config))
     running = launch("oversight", path)
     announcement = _await_announcement(folder, "oversight", running, deadline)
-    _await_serving(announcement, {"oversight": running}, deadline)
+    _await_serving(folder, announcement, {"oversight": running}, deadline)
     return announcement
 
 
@@ -143,10 +140,9 @@ def start_judge(
     template: str,
     num_threads: int,
     launch: Launch,
-    timeout_seconds: float = START_SECONDS,
 ) -> Announcement:
     """Start a judge alone, without a ledger, and return its address once it is healthy."""
-    deadline = time.monotonic() + timeout_seconds
+    deadline = time.monotonic() + START_SECONDS
     path = folder / "services" / "judge.yaml"
     config = {
         "listen": _listen(folder, "judge", port=0),
@@ -157,7 +153,7 @@ def start_judge(
     atomic_write_text(path, _as_yaml(config))
     running = launch("judge", path)
     announcement = _await_announcement(folder, "judge", running, deadline)
-    _await_serving(announcement, {"judge": running}, deadline)
+    _await_serving(folder, announcement, {"judge": running}, deadline)
     return announcement
 
 
@@ -244,17 +240,24 @@ def _await_announcement(folder: Path, name: str, process: Running, deadline: flo
             return announcement
         process.raise_if_dead()
         time.sleep(0.05)
-    raise DeadlineError(f"{name} did not bind its port in time; see {folder / 'logs' / name}.log")
+    raise _late(folder, name)
 
 
-def _await_serving(announcement: Announcement, running: Mapping[str, Running], deadline: float) -> None:
+def _await_serving(folder: Path, announcement: Announcement, running: Mapping[str, Running], deadline: float) -> None:
     while time.monotonic() < deadline:
         if is_serving(announcement.address, grpc_service_of(announcement.name)):
             return
         for process in running.values():
             process.raise_if_dead()
         time.sleep(0.1)
-    raise DeadlineError(f"{announcement.name} did not become healthy in time; its log says why")
+    raise _late(folder, announcement.name)
+
+
+def _late(folder: Path, name: str) -> DeadlineError:
+    return DeadlineError(
+        f"{name} is not ready after {START_SECONDS / 60:.0f} minutes (log: {folder / 'logs' / name}.log); where it was "
+        "still fetching its model, start the same command again: what has been fetched is kept"
+    )
 
 
 def _listen(folder: Path, name: str, *, port: int) -> dict[str, Any]:

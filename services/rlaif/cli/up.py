@@ -77,6 +77,8 @@ def up(
         first_port=port,
     )
     launcher = _DetachedLauncher(settings, offline=policy_model.local and judge_model.local)
+    if not launcher.offline:
+        typer.echo(f"what the cache lacks of the hub's models is fetched first: {state / 'logs'} tells how far that is")
     try:
         found = start_stack(settings, launch=launcher.launch, told=lambda name: typer.echo(f"{name:<10} healthy"))
     except BaseException:
