@@ -113,7 +113,7 @@ async def test_all_is_well_with_a_whole_installation(doctor: Doctor, tmp_path: P
             )
     assert [each for each in found.said.values() if each["state"] != "ok"] == []
     assert found.code == 0
-    assert found.of("judge", "network")[1] == f"{judging}: {judging} answers"
+    assert found.of("judge", "network")[1] == f"{judging} answers"
     assert found.of("judge", "TLS")[1] == "none, on this machine alone"
     assert found.of("judge", "constitutions")[1] == "constitutions/test"
     assert found.of("judge", "comparison")[1].startswith("second, in ")

@@ -96,7 +96,8 @@ def check_metrics(url: str, settings: ClientSettings, findings: Findings) -> Non
     revisions = sorted({each.labels["revision"] for each in samples if each.name == "rlaif_build_info"})
     if revisions:
         findings.ok(
-            "metrics", f"{len(samples)} series, revision {', '.join(revisions)}; this command {service_revision()}"
+            "metrics",
+            f"{url}: {len(samples)} series, revision {', '.join(revisions)}; this command {service_revision()}",
         )
     else:
         findings.failed("metrics", f"{url} shows no metrics of a service of ours", fix="give port 9090 of a pod")

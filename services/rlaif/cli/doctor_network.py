@@ -78,7 +78,9 @@ def reachable(settings: ClientSettings, findings: Findings) -> list[Replica]:
     # A name may have addresses of both kinds, of which a service listens on one.
     families = {":" in replica.host for replica in answering}
     missing = [replica.address for replica in refusals if (":" in replica.host) in families]
-    seen = f"{settings.target}: {', '.join(replica.address for replica in answering)} "
+    seen = f"{', '.join(replica.address for replica in answering)} "
+    if seen.strip() != settings.target:
+        seen = f"{settings.target}: {seen}"
     if missing:
         findings.look("network", f"{seen}answer, {', '.join(missing)} not", fix="look at that replica's pod")
     else:
