@@ -15,7 +15,13 @@ VOLUME_PATH: Final = "/rlaif"
 """Where the volume with the run folders is mounted."""
 TLS_PATH: Final = "/etc/rlaif/tls"
 """Where certificates of the tasks lie; `ca.crt` is what they trust."""
-STORAGE_VARIABLES: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL")
+STORAGE_VARIABLES: Final = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_ENDPOINT_URL",
+    "AWS_DEFAULT_REGION",
+)
 """Keys of the Secret of object storage, each the name of its variable."""
 
 
