@@ -162,7 +162,8 @@ def _addresses(found: Mapping[str, Announcement], checked: CheckedRun) -> Servic
 
 
 def _title(settings: RunSettings, *, continued: bool) -> str:
-    world = "playground" if settings.playground else str(settings.prompts)
+    given = settings.pairs.path if settings.pairs else settings.prompts
+    world = "playground" if given is None else str(given)
     routes = {
         "judge": "GRPO on the judge's score",
         "model": "GRPO on a reward model",
@@ -172,6 +173,8 @@ def _title(settings: RunSettings, *, continued: bool) -> str:
     route = routes[settings.route]
     if settings.constitutional_stage == "first":
         route = f"constitutional stage, then {route}"
+    if settings.pipeline != "rlaif":
+        route = settings.pipeline
     verb = "continuing" if continued else "rlaif run"
     return f"{verb} · {world} · {route} · seed {settings.seed} · {settings.out}"
 
