@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from rlaif.cli.addresses import GRPC_SERVICES, announce_path, is_serving, read_announcement
@@ -36,14 +37,19 @@ class RunningService:
     pid: int
 
     def peak_rss_gb(self) -> float:
-        """Its largest resident memory so far."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1e6
+        """Its largest resident memory so far, and that of the processes that it started: vLLM's engine is one."""
+        process = psutil.Process(self.pid)
+        return sum(_peak_rss_kb(each.pid) for each in (process, *process.children(recursive=True))) / 1e6
 
     def cpu_seconds(self) -> float:
         """Processor time it has used so far."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _peak_rss_kb(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
 
 
 @contextmanager
