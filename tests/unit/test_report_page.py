@@ -118,6 +118,17 @@ def test_a_smaller_pipeline_is_not_told_as_a_training(
     assert "GRPO" not in page
 
 
+def test_a_run_without_a_policy_has_none_in_its_lineage(tmp_path: Path) -> None:
+    root = write_run(tmp_path / "run", upto="gate")
+    _, page = report_of(root)
+    assert "starting policy" in page
+    record = json.loads((root / "run.json").read_text())
+    record["digests"] |= {"policy_uri": None, "policy_digest": ""}
+    (root / "run.json").write_text(json.dumps(record))
+    _, page = report_of(root)
+    assert "starting policy" not in page
+
+
 def test_a_gate_that_did_not_pass_is_the_headline_and_its_cell_is_marked(tmp_path: Path) -> None:
     report, page = report_of(write_run(tmp_path / "run", upto="gate", gate_passed=False))
     assert report["verdict"] == "unknown"

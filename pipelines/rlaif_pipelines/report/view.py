@@ -225,7 +225,8 @@ def _lineage(facts: RunFacts, summary: Mapping[str, Any]) -> Iterator[dict[str, 
         if stage.kind == "reward_model":
             for member in stage.values.get("members") or []:
                 yield {"what": "reward model", "name": member.get("uri"), "digest": member.get("digest")}
-    yield {"what": "starting policy", "name": digests.get("policy_uri"), "digest": digests.get("policy_digest")}
+    if digests.get("policy_uri"):
+        yield {"what": "starting policy", "name": digests["policy_uri"], "digest": digests.get("policy_digest")}
     for stage in facts.stages.values():
         if stage.kind in _POLICIES and stage.values.get("digest"):
             name = f"{summary['policy']} version {stage.values.get('version')}"
