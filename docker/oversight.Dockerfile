@@ -1,4 +1,4 @@
-# Oversight: the ledger, reviews and label quality. No torch.
+# Oversight: the ledger and label quality. No torch.
 #
 #   docker build --file docker/oversight.Dockerfile --tag ghcr.io/kube-rlaif/rlaif-oversight:0.1.0 .
 #
@@ -59,7 +59,7 @@ ARG REVISION
 ARG SOURCE=https://github.com/kube-rlaif/kube-rlaif
 ENV RLAIF_REVISION=${REVISION}
 LABEL org.opencontainers.image.title="rlaif-oversight" \
-      org.opencontainers.image.description="kube-rlaif: label ledger, reviews and label quality" \
+      org.opencontainers.image.description="kube-rlaif: label ledger and label quality" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.source="${SOURCE}" \
