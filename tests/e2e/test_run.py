@@ -18,7 +18,9 @@ import pytest
 
 from rlaif.cli import guard
 from rlaif.cli.processes import is_running
+from rlaif.playground.paths import JUDGE_DIR, POLICY_DIR
 from rlaif.runtime.artifacts import folder_digest
+from s3_server import new_client, s3_server
 
 pytestmark = pytest.mark.slow
 
@@ -76,9 +78,13 @@ def announced_pids(root: Path) -> list[int]:
     return [json.loads(path.read_text())["pid"] for path in (root / "services").glob("*.json")]
 
 
+def values(root: Path, stage: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((root / "stages" / stage / "done.json").read_text())["values"]
+    return found
+
+
 def trained_digest(root: Path) -> str:
-    digest: str = json.loads((root / "stages" / "train" / "done.json").read_text())["values"]["digest"]
-    return digest
+    return str(values(root, "train")["digest"])
 
 
 def num_labels(root: Path) -> int:
@@ -124,12 +130,12 @@ def test_a_run_without_a_kl_is_stopped_by_a_guard_goes_back_and_says_so(tmp_path
     hacked = ["--steps=20", "--set=rl.kl_beta=0", "--set=rl.learning_rate=5e-3", "--set=rl.watch_every=2"]
     code, out, err = run(root, "--reward=model", *hacked, "--set=rl.guards.kl.limit=3")
     assert code == 3, err + out
-    values = json.loads((root / "stages" / "train" / "done.json").read_text())["values"]
-    results = values["results"]
+    trained = values(root, "train")
+    results = trained["results"]
     back = results["rolled_back"]
     assert results["guard"]["guard"] in ("kl", "held_out", "entropy", "repetition", "length")
-    assert back["num_steps"] < results["num_steps"] < back["version"] == values["version"]
-    assert values["digest"] == folder_digest(Path(values["uri"])) == values["members"][0]["digest"]
+    assert back["num_steps"] < results["num_steps"] < back["version"] == trained["version"]
+    assert trained["digest"] == folder_digest(Path(trained["uri"])) == trained["members"][0]["digest"]
     evaluation = json.loads((root / "stages" / "evaluate" / "evaluation.json").read_text())
     assert evaluation["version"] == back["version"]
     assert f"went back to the weights after step {back['num_steps']}" in " ".join(
@@ -158,21 +164,31 @@ def test_other_settings_in_the_same_folder_are_refused(finished: tuple[Path, str
     assert "seed was 0, now 5" in err
 
 
-def test_a_run_killed_twice_leaves_nothing_and_continues_to_the_same_weights(
+def test_a_run_interrupted_and_then_killed_leaves_nothing_and_continues_to_the_same_weights(
     finished: tuple[Path, str], tmp_path: Path
 ) -> None:
     undisturbed, _ = finished
     root = tmp_path / "run"
-    in_judging = reached(root, "judge", "progress")
-    for condition in (in_judging, lambda: '"stage": "rl", "step": 2' in text_of(root / "metrics.jsonl")):
-        process = start(root)
-        wait_until(condition, process)
-        process.kill()
-        process.communicate()
-        deadline = time.monotonic() + 15
-        while left_running(root) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert left_running(root) == []
+    process = start(root)
+    wait_until((root / "services" / "oversight.json").exists, process)
+    code, _, err = run(root)
+    assert code == 2
+    assert f"in use by another live run (process {process.pid})" in err
+    wait_until(reached(root, "judge", "progress"), process)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process, timeout_seconds=60)
+    assert code == 130
+    assert "the same command with the same --out continues" in err
+    assert left_running(root) == []
+
+    process = start(root)
+    wait_until(lambda: '"stage": "rl", "step": 2' in text_of(root / "metrics.jsonl"), process)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 15
+    while left_running(root) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left_running(root) == []
 
     finished_before = {event["stage"] for event in events(root) if event["state"] == "finished"}
     num_events = len(events(root))
@@ -183,20 +199,6 @@ def test_a_run_killed_twice_leaves_nothing_and_continues_to_the_same_weights(
     assert trained_digest(root) == trained_digest(undisturbed)
     assert (root / "labels.jsonl").read_bytes() == (undisturbed / "labels.jsonl").read_bytes()
     assert num_labels(root) == num_labels(undisturbed), "something was labelled twice"
-
-
-def test_a_second_run_in_a_folder_is_refused_and_ctrl_c_ends_the_first_with_130(tmp_path: Path) -> None:
-    root = tmp_path / "run"
-    process = start(root)
-    wait_until(reached(root, "sample"), process)
-    code, _, err = run(root)
-    assert code == 2
-    assert f"in use by another live run (process {process.pid})" in err
-    process.send_signal(signal.SIGINT)
-    code, _, err = finish(process, timeout_seconds=60)
-    assert code == 130
-    assert "the same command with the same --out continues" in err
-    assert left_running(root) == []
 
 
 def test_a_service_that_dies_is_named_and_everything_ends(tmp_path: Path) -> None:
@@ -219,6 +221,52 @@ def test_a_gate_that_stops_the_run_ends_it_with_3_and_a_report(tmp_path: Path) -
     assert (report["outcome"], report["verdict"], report["gate"]["passed"]) == ("gated", "unknown", False)
     assert not (root / "stages" / "train").exists()
     assert left_running(root) == []
+
+
+def test_a_run_on_object_storage_gives_the_weights_that_a_run_in_a_folder_gives(
+    finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_server(tmp_path / "s3.log") as port:
+        url = f"http://127.0.0.1:{port}"
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": url,
+            "RLAIF_CACHE": str(tmp_path / "cache"),
+        }.items():
+            monkeypatch.setenv(name, value)
+        client = new_client("s3", url)
+        client.create_bucket(Bucket="models")
+        for name, folder in {"policy": POLICY_DIR, "judge": JUDGE_DIR}.items():
+            for path in folder.iterdir():
+                if path.is_file():
+                    client.upload_file(str(path), "models", f"shipped/{name}/{path.name}")
+        remote = [
+            "--artifact-root=s3://models/runs",
+            "--policy=s3://models/shipped/policy",
+            "--judge=s3://models/shipped/judge",
+        ]
+        root = tmp_path / "remote"
+        code, out, err = run(root, *remote)
+        assert code == 0, err + out
+        trained, reward_model = values(root, "train"), values(root, "reward_model")
+        assert trained["uri"].startswith("s3://models/runs/policies/run-")
+        assert reward_model["uri"].startswith(trained["uri"].split("/versions/")[0] + "/models/reward_model/0/")
+        assert not (root / "artifacts").exists()
+        # Only names and places differ, so the two policies have names of their own and the same weights.
+        local, _ = finished
+        assert trained["digest"] == trained_digest(local)
+        assert reward_model["members"][0]["digest"] == values(local, "reward_model")["members"][0]["digest"]
+
+        code, _, err = run(tmp_path / "another", *remote)
+        assert code == 2
+        assert "another --out has published" in " ".join(err.split())
+
+        code, _, err = run(tmp_path / "missing", "--artifact-root=s3://no-such-bucket/runs")
+        assert code == 2
+        assert "the bucket does not exist" in " ".join(err.split())
+        assert not (tmp_path / "missing" / "run.json").exists()
 
 
 @pytest.fixture
