@@ -16,6 +16,7 @@ _LONGEST = (
     "integration/test_prometheus.py",
     "integration/test_kubernetes_jobs.py",
     "integration/test_pipeline_local.py",
+    "integration/test_sampler_soak.py",
     "integration/test_chart_stack.py",
     "e2e/test_constitutional.py",
     "e2e/test_judge_command.py",

@@ -29,7 +29,7 @@ from rlaif.v1 import sampler_service_pb2_grpc
 
 RUNS = ("policies/a", "policies/b")
 NUM_VERSIONS, NUM_REPLICAS, NUM_CALLERS = 20, 2, 32
-MAX_TOKENS, NUM_COMPLETIONS = 12, 2
+MAX_TOKENS, NUM_COMPLETIONS = 6, 2
 PROMPTS = ((9, 10, 11, 12), (20, 21), (30, 31, 32, 33, 34, 35, 36), (40,))
 
 Greedy = dict[tuple[int, ...], tuple[int, ...]]
