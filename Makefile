@@ -26,7 +26,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 VLLM_STAMP := $(VLLM_VENV)/.installed
 VLLM_TESTS := tests/unit/test_engine_conformance.py tests/unit/test_engine_loading.py tests/integration/test_vllm_engine.py tests/integration/test_openai_vllm_server.py tests/e2e/test_vllm_services.py
 # vLLM's CPU build is for these processors; empty elsewhere.
-VLLM_RUNS := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && grep -qsw avx512f /proc/cpuinfo && echo yes)
+VLLM_RUNS := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && grep -qsw avx2 /proc/cpuinfo && echo yes)
 PROTOS := $(wildcard proto/rlaif/v1/*.proto)
 
 .PHONY: help install install-dev install-vllm install-tests run test test-in-turn test-vllm-beside test-fast test-slow test-vllm lint style types format chart-test chart-schema proto proto-check images-test bench bench-loop bench-judge bench-engines bench-train golden monitoring playground clean
@@ -109,7 +109,7 @@ test-vllm: $(VLLM_STAMP)  ## Tests of the engine on vLLM, and that it agrees wit
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/pytest $(VLLM_TESTS) $(PYTEST_ARGS)
 else
 test-vllm:
-	@echo "test-vllm skips: vLLM's CPU build needs Linux on an x86-64 processor with AVX-512; the engine on vLLM is not tested here"
+	@echo "test-vllm skips: vLLM's CPU build needs Linux on an x86-64 processor with AVX2; the engine on vLLM is not tested here"
 endif
 
 CHART_TESTS := tests/unit/test_chart_manifests.py tests/unit/test_chart_values.py tests/unit/test_monitoring_chart.py tests/integration/test_chart_stack.py
