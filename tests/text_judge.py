@@ -6,10 +6,12 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from rlaif.core.errors import InvalidInputError, QuotaExceededError, UnavailableError, UnsupportedError
 from rlaif.runtime.server import Service
 from rlaif.v1 import judge_service_pb2 as pb
-from rlaif.v1 import judge_service_pb2_grpc
+from rlaif.v1 import judge_service_pb2_grpc, provenance_pb2
 
 
 @dataclass
@@ -51,14 +53,19 @@ class TextJudge(judge_service_pb2_grpc.JudgeServiceServicer):
         self.requests.append(request)
         self._refuse()
         return pb.BatchScoreResponsesResponse(
-            scores=[pb.Score(expected=len(item.response), reward=0.5) for item in request.responses]
+            scores=[
+                pb.Score(expected=len(item.response), reward=0.5, provenance=_provenance())
+                for item in request.responses
+            ]
         )
 
     async def ScoreResponse(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.requests.append(request)
         spread = [0.1] * 10
         scored = pb.PrincipleScore(principle_id="kind", expected=5.5, probabilities=spread, weight=2)
-        return pb.ScoreResponseResponse(score=pb.Score(expected=5.5, reward=0.0, principle_scores=[scored]))
+        return pb.ScoreResponseResponse(
+            score=pb.Score(expected=5.5, reward=0.0, principle_scores=[scored], provenance=_provenance())
+        )
 
     async def RankResponses(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.requests.append(request)
@@ -76,12 +83,16 @@ class TextJudge(judge_service_pb2_grpc.JudgeServiceServicer):
         if not request.response.strip():
             return pb.CritiqueResponseResponse(abstention_reason=pb.ABSTENTION_REASON_EMPTY)
         return pb.CritiqueResponseResponse(
-            critique=f"{request.response!r} is curt.", principle_ids=request.options.principle_ids
+            critique=f"{request.response!r} is curt.",
+            principle_ids=request.options.principle_ids,
+            provenance=_provenance(),
         )
 
     async def ReviseResponse(self, request: Any, context: Any) -> Any:  # noqa: N802
         return pb.ReviseResponseResponse(
-            revision=f"{request.response} {request.critique} {request.seed}", unchanged=request.seed == 0
+            revision=f"{request.response} {request.critique} {request.seed}",
+            unchanged=request.seed == 0,
+            provenance=_provenance(),
         )
 
     async def AuditConstitution(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -129,7 +140,13 @@ def _verdict(first: str, second: str) -> pb.Verdict:
         judge_votes=[pb.JudgeVote(judge="two", probability_first=0.25)],
         rationale="longer",
         responses_nearly_identical=first.strip() == second.strip(),
+        provenance=_provenance(),
     )
+
+
+def _provenance() -> provenance_pb2.Provenance:
+    """Where every value of a judge comes from says when it was made."""
+    return provenance_pb2.Provenance(service_revision="test", create_time=Timestamp(seconds=1_800_000_000))
 
 
 def text_judge_service(judge: TextJudge) -> Service:

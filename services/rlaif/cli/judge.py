@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlaif.cli.json_values import json_value
 from rlaif.cli.judge_options import (
     BATCH_SECONDS,
     DEFAULT_STATE,
@@ -355,7 +356,7 @@ def _show(result: Any, as_json: bool, page: str, *parts: Any) -> int:
     from dataclasses import asdict
 
     if as_json:
-        typer.echo(json.dumps(asdict(result), ensure_ascii=False, indent=2, default=_plain))
+        typer.echo(json.dumps(asdict(result), ensure_ascii=False, indent=2, default=json_value))
         return 0
     from rich.console import Console
 
@@ -364,11 +365,3 @@ def _show(result: Any, as_json: bool, page: str, *parts: Any) -> int:
     shown: RenderableType = getattr(judge_display, page)(*parts)
     Console().print(shown)
     return 0
-
-
-def _plain(value: Any) -> Any:
-    from enum import Enum
-
-    if isinstance(value, Enum):
-        return value.value
-    raise TypeError(f"{value!r} has no JSON form")

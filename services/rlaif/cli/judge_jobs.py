@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Generic, TypeVar
 
 from rlaif.cli.inputs import read_text_file, writing
+from rlaif.cli.json_values import json_value
 from rlaif.cli.judge_texts import row_conversation, row_text, row_texts
 from rlaif.client.bulk import Bulk, run_bulk
 from rlaif.client.judge import (
@@ -342,6 +343,6 @@ def write_results(
         else:
             row[kind.key] = asdict(answer)  # type: ignore[call-overload]
             counts[kind.outcome(answer)] += 1
-        results.write(json.dumps(row, ensure_ascii=False) + "\n")
+        results.write(json.dumps(row, ensure_ascii=False, default=json_value) + "\n")
         results.flush()
         yield counts

@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from rlaif.cli.json_values import json_value
 
 if TYPE_CHECKING:
     from rlaif.client.reward import RewardClient
@@ -43,7 +45,7 @@ def show(
     from dataclasses import asdict
 
     with _client(address, state, tls_ca, token_file, timeout) as client:
-        typer.echo(json.dumps(asdict(client.get_reward_model(_full(name))), indent=2, default=_as_text))
+        typer.echo(json.dumps(asdict(client.get_reward_model(_full(name))), indent=2, default=json_value))
 
 
 @app.command(
@@ -113,7 +115,3 @@ def _client(
 
 def _full(name: str) -> str:
     return name if name.startswith(_PREFIX) else f"{_PREFIX}{name}"
-
-
-def _as_text(value: Any) -> str:
-    return str(value)

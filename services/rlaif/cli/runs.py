@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rlaif.cli.json_values import json_value
 from rlaif.cli.pipelines_options import (
     POLL_SECONDS,
     LimitOption,
@@ -112,5 +113,5 @@ def _print_runs(runs: tuple[Run, ...]) -> None:
 
 def _plain(run: Run) -> dict[str, Any]:
     """As JSON has it."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(run), default=lambda value: value.isoformat()))
+    values: dict[str, Any] = json.loads(json.dumps(asdict(run), default=json_value))
     return values
