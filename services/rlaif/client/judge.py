@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 
 from rlaif.client import judge_messages as messages
+from rlaif.client import judge_requests as requests
 from rlaif.client.bulk import Bulk, Send, run_bulk
 from rlaif.client.channel import open_channel
 from rlaif.client.judge_messages import Rules
@@ -105,7 +106,7 @@ class JudgeClient:
         timeout_seconds: float | None = None,
     ) -> Verdict:
         """Which of two responses better follows the rules."""
-        request = messages.compare_request(constitution, ResponsePair(conversation, first, second, category), options)
+        request = requests.compare_request(constitution, ResponsePair(conversation, first, second, category), options)
         response = self._stub.CompareResponses(request, timeout=timeout_seconds)
         return messages.verdict(response.verdict)
 
@@ -163,7 +164,7 @@ class JudgeClient:
         timeout_seconds: float | None = None,
     ) -> Score:
         """How well one response follows the constitution, from 1 to 10."""
-        request = messages.score_request(constitution, ResponseToScore(conversation, response, category), options)
+        request = requests.score_request(constitution, ResponseToScore(conversation, response, category), options)
         answer = self._stub.ScoreResponse(request, timeout=timeout_seconds)
         return messages.score(answer.score)
 
@@ -213,7 +214,7 @@ class JudgeClient:
         timeout_seconds: float | None = None,
     ) -> Ranking:
         """2 to 16 responses from best to worst."""
-        request = messages.rank_request(constitution, conversation, responses, options, category=category)
+        request = requests.rank_request(constitution, conversation, responses, options, category=category)
         return messages.ranking(self._stub.RankResponses(request, timeout=timeout_seconds))
 
     def critique(
@@ -227,7 +228,7 @@ class JudgeClient:
         timeout_seconds: float | None = None,
     ) -> Critique:
         """Where a response departs from the constitution, in the judge's words."""
-        request = messages.critique_request(constitution, ResponseToScore(conversation, response, category), options)
+        request = requests.critique_request(constitution, ResponseToScore(conversation, response, category), options)
         return messages.critique(self._stub.CritiqueResponse(request, timeout=timeout_seconds))
 
     def revise(
@@ -244,7 +245,7 @@ class JudgeClient:
     ) -> Revision:
         """The response rewritten to answer a critique made by these principles; none means all."""
         item = ResponseToScore(conversation, response, category)
-        request = messages.revise_request(constitution, item, critique=critique, principle_ids=principle_ids, seed=seed)
+        request = requests.revise_request(constitution, item, critique=critique, principle_ids=principle_ids, seed=seed)
         return messages.revision(self._stub.ReviseResponse(request, timeout=timeout_seconds))
 
     def audit(
@@ -256,7 +257,7 @@ class JudgeClient:
         timeout_seconds: float | None = None,
     ) -> ConstitutionAudit:
         """Findings on the rules as a rubric; with up to 256 probe pairs also on how their principles vote."""
-        request = messages.audit_request(constitution, probe_pairs, written_audit=written_audit)
+        request = requests.audit_request(constitution, probe_pairs, written_audit=written_audit)
         return messages.audit(self._stub.AuditConstitution(request, timeout=timeout_seconds))
 
     def get_judge(self) -> JudgeState:
@@ -282,7 +283,7 @@ class JudgeClient:
 
     def _compare_batch(self, constitution: Rules, options: JudgeOptions) -> Send[ResponsePair, Verdict]:
         def send(pairs: Sequence[ResponsePair], timeout_seconds: float) -> Sequence[Verdict]:
-            request = messages.compare_batch_request(constitution, pairs, options)
+            request = requests.compare_batch_request(constitution, pairs, options)
             response = self._stub.BatchCompareResponses(request, timeout=timeout_seconds)
             return list(map(messages.verdict, response.verdicts))
 
@@ -290,7 +291,7 @@ class JudgeClient:
 
     def _score_batch(self, constitution: Rules, options: JudgeOptions) -> Send[ToScore, Score]:
         def send(items: Sequence[ToScore], timeout_seconds: float) -> Sequence[Score]:
-            request = messages.score_batch_request(constitution, items, options)
+            request = requests.score_batch_request(constitution, items, options)
             response = self._stub.BatchScoreResponses(request, timeout=timeout_seconds)
             return list(map(messages.score, response.scores))
 
